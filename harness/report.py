@@ -1,0 +1,190 @@
+"""What a run leaves behind: report.json, report.md with plots, the raw lists, a table to read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+EXAMPLE_USERS = 3
+EXAMPLE_ITEMS = 5
+
+
+def examples(dataset: Any, split: Any, items: np.ndarray) -> list[dict[str, Any]]:
+    """What some users watched last, what is recommended to them, and what they did watch next.
+
+    The users are spread evenly over those with a test item, so that they are the same each time.
+    """
+    last = np.concatenate([split.train, split.validation])
+    chosen = np.linspace(0, len(split.test) - 1, EXAMPLE_USERS + 2).astype(int)[1:-1]
+    result = []
+    for row in split.test[chosen]:
+        user = dataset.user[row]
+        history = last[dataset.user[last] == user]
+        recent = history[np.argsort(dataset.time[history], kind="stable")][::-1][:EXAMPLE_ITEMS]
+        result.append(
+            {
+                "user": _plain(dataset.user_ids[user]),
+                "watched": [title(dataset, i) for i in dataset.item[recent]],
+                "recommended": [title(dataset, i) for i in items[user][:EXAMPLE_ITEMS] if i >= 0],
+                "next": title(dataset, dataset.item[row]),
+            }
+        )
+    return result
+
+
+def title(dataset: Any, item: int) -> str:
+    """The title of an item, or its id where the data have none."""
+    return dataset.titles[item] or f"item {dataset.item_ids[item]}"
+
+
+def write(
+    result: dict[str, Any], outcome: dict[str, Any], example: list[dict[str, Any]], out: Path
+) -> None:
+    """Write all files of a run into `out`."""
+    retrieval = outcome["retrieval"]
+    np.savez_compressed(
+        out / "lists.npz",
+        retrieval_items=retrieval["items"].astype(np.int32),
+        retrieval_scores=retrieval["scores"].astype(np.float32),
+    )
+    text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False)
+    (out / "report.json").write_text(text + "\n", encoding="utf-8")
+    plot_training(retrieval, out / "training.png")
+    plot_quality(result, out / "quality.png")
+    (out / "report.md").write_text(markdown(result, example), encoding="utf-8")
+
+
+def plot_training(retrieval: dict[str, Any], path: Path) -> None:
+    """Training loss, and the validation metric where one was measured, over epochs."""
+    figure, axis = _figure()
+    epochs = np.arange(1, len(retrieval["losses"]) + 1)
+    axis.plot(epochs, retrieval["losses"], color="C0")
+    axis.set_xlabel("epoch")
+    axis.set_ylabel("training loss", color="C0")
+    axis.set_title("Training of the retrieval model")
+    if retrieval["metrics"]:
+        right = axis.twinx()
+        epochs = np.arange(1, len(retrieval["metrics"]) + 1)
+        right.plot(epochs, retrieval["metrics"], color="C1")
+        right.set_ylabel("validation NDCG@10", color="C1")
+        right.set_ylim(bottom=0)
+    figure.savefig(path)
+
+
+def plot_quality(result: dict[str, Any], path: Path) -> None:
+    """NDCG@10 and hit rate of the stages beside the popularity baseline."""
+    figure, axis = _figure()
+    stages = {"popularity": result["baselines"]["popularity"], "retrieval": result["retrieval"]}
+    if result["final"]["ndcg@10"] is not None:
+        stages["final"] = result["final"]
+    width = 0.38
+    for shift, metric in ((-width / 2, "ndcg@10"), (width / 2, "hit_rate@10")):
+        places = np.arange(len(stages)) + shift
+        bars = axis.bar(places, [s[metric] for s in stages.values()], width, label=metric)
+        axis.bar_label(bars, fmt="%.3f", fontsize=8)
+    axis.set_xticks(range(len(stages)), list(stages))
+    axis.set_title(f"Test users of {result['data']['name']}, whole catalogue ranked")
+    axis.legend()
+    figure.savefig(path)
+
+
+def markdown(result: dict[str, Any], example: list[dict[str, Any]]) -> str:
+    """The report for reading: figures, where they come from, plots, recommendations."""
+    data, retrieval = result["data"], result["retrieval"]
+    popularity = result["baselines"]["popularity"]
+    low, high = retrieval["ndcg@10_interval"]
+    gain_low, gain_high = retrieval["gain_over_popularity_interval"]
+    lines = [
+        f"# Run on {data['name']}",
+        "",
+        f"{result['date']}, seed {result['seed']}, {result['device']}, "
+        f"{result['seconds']:.0f} s, `--impl {result['impl']}`, {result['config']['file']}",
+        "",
+        f"{data['users']:,} users, {data['items']:,} items, {data['interactions']:,} interactions; "
+        f"split {data['split']}, ties {data['ties']}. {retrieval['users']:,} test users, the whole "
+        "catalogue ranked for each, items already seen left out.",
+        *(f"\nNote: {note}" for note in data["notes"]),
+        "",
+        "| stage | NDCG@10 | HR@10 | MRR@10 | recall@100 |",
+        "| --- | --- | --- | --- | --- |",
+        f"| popularity | {popularity['ndcg@10']:.4f} | {popularity['hit_rate@10']:.4f} | | |",
+        f"| retrieval | {retrieval['ndcg@10']:.4f} | {retrieval['hit_rate@10']:.4f} "
+        f"| {retrieval['mrr@10']:.4f} | {retrieval['recall@100']:.4f} |",
+        "",
+        f"95 % interval of retrieval NDCG@10 over users: {low:.4f} to {high:.4f}; of its paired "
+        f"gain over popularity: {gain_low:+.4f} to {gain_high:+.4f}.",
+        "",
+        f"Training: {retrieval['epochs']} epochs in {retrieval['train_seconds']:.1f} s, "
+        f"{retrieval['train_examples_per_second']:,.0f} examples a second, "
+        f"peak memory {retrieval['peak_memory_mb'] or float('nan'):,.0f} MB.",
+        "",
+        "![quality](quality.png)",
+        "",
+        "![training](training.png)",
+        "",
+        "## Recommendations",
+        "",
+    ]
+    for person in example:
+        lines += [
+            f"**User {person['user']}** last watched {'; '.join(person['watched'])}.",
+            "",
+            *(f"{n}. {film}" for n, film in enumerate(person["recommended"], start=1)),
+            "",
+            f"Watched next: {person['next']}.",
+            "",
+        ]
+    lines += ["## Not measured", ""]
+    lines += [
+        f"- {section}: {values['reason']}"
+        for section, values in result.items()
+        if isinstance(values, dict) and "reason" in values
+    ]
+    lines += ["", "## Whose code ran", ""]
+    lines += [f"- `{file}`: {whose}" for file, whose in result["parts"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def show(result: dict[str, Any], out: Path) -> None:
+    """The short table at the end of a run, and what to do next."""
+    data, retrieval = result["data"], result["retrieval"]
+    popularity = result["baselines"]["popularity"]
+    print(f"\n{data['name']}: {data['users']:,} users, {data['items']:,} items, "
+          f"{data['interactions']:,} interactions, {data['split']}\n")  # fmt: skip
+    print(f"{'':12}{'NDCG@10':>9}{'HR@10':>9}{'recall@100':>12}")
+    print(f"{'popularity':12}{popularity['ndcg@10']:9.4f}{popularity['hit_rate@10']:9.4f}")
+    print(
+        f"{'retrieval':12}{retrieval['ndcg@10']:9.4f}{retrieval['hit_rate@10']:9.4f}"
+        f"{retrieval['recall@100']:12.4f}\n"
+    )
+    for person in result["examples"]:
+        print(f"User {person['user']} watched {_short('; '.join(person['watched'][:2]), 52)}")
+        for film in person["recommended"][:3]:
+            print(f"    recommended: {_short(film, 60)}")
+    yours = [file for file, whose in result["parts"].items() if whose == "yours"]
+    total = len(result["parts"])
+    print(f"\n{len(yours)} of {total} parts are yours{': ' if yours else ''}{', '.join(yours)}")
+    print(f"{result['seconds']:.0f} s. Report: {out / 'report.md'}")
+    print("Next: `./kata` shows the board and where to begin.")
+
+
+def _short(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _figure() -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(6, 3.6), dpi=120, layout="constrained")
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure, axis

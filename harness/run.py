@@ -1,0 +1,291 @@
+"""`kata run`: the whole pipeline on some data, judged and reported."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness import evaluator, overlay, report
+from harness.errors import LearnerError, UsageError
+from harness.message import learner_failure
+from harness.paths import ROOT
+from harness.progress import Reporter
+
+LIST_LENGTH = 100  # recall@100 needs that many
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the pipeline; 0, or 1 if the learner's code failed."""
+    impl = args.impl or ["mine"]
+    overlay.install(overlay.resolve(impl, Path.cwd()))
+    out = _out_folder(args)
+    from recsys.data.errors import DataError  # provided by the checkout, after the overlay
+
+    try:
+        result = execute(
+            data=args.data,
+            impl=impl,
+            config_name=args.config,
+            overrides=args.set or [],
+            seed=args.seed,
+            device=args.device,
+            out=out,
+        )
+    except DataError as error:
+        raise UsageError(str(error)) from None
+    except LearnerError as error:
+        print(learner_failure(error.__cause__), file=sys.stderr)
+        return 1
+    report.show(result, out)
+    return 0
+
+
+def execute(
+    *,
+    data: str,
+    impl: list[str],
+    config_name: str | None,
+    overrides: list[str],
+    seed: int,
+    device: str,
+    out: Path,
+) -> dict[str, Any]:
+    """Load, train, judge, write `report.json`, `report.md` and plots to `out`; the report."""
+    import torch
+
+    from recsys.data.load import load
+    from recsys.data.splits import make_split
+
+    started = time.perf_counter()
+    torch_device = resolve_device(device)
+    out.mkdir(parents=True, exist_ok=True)
+    with Reporter(out / "tensorboard") as reporter:
+        reporter.stage(f"load {data}")
+        dataset = load(data, seed=seed, progress=reporter.download)
+        config_path, config = load_config(config_name, dataset.name, overrides)
+        split = make_split(dataset, config["split"], ties=config["ties"], seed=seed)
+        outcome = learner(
+            lambda: _pipeline().run(
+                dataset, split, config, seed=seed, device=torch_device, log=reporter.log
+            )
+        )
+        reporter.stage("judge the ranked lists")
+        judged = judge(dataset, split, outcome)
+    result = {
+        "impl": " ".join(impl),
+        "parts": overlay.who(),
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "seed": seed,
+        "device": _device_name(torch_device),
+        "config": {"file": _relative(config_path), **config},
+        "versions": versions(),
+        "seconds": round(time.perf_counter() - started, 2),
+        "data": {
+            "name": dataset.name,
+            "users": dataset.num_users,
+            "items": dataset.num_items,
+            "interactions": dataset.num_interactions,
+            "split": split.name,
+            "ties": split.ties,
+            "notes": list(dataset.notes),
+        },
+        **judged,
+    }
+    result["retrieval"]["peak_memory_mb"] = peak_memory_mb(torch_device)
+    examples = report.examples(dataset, split, outcome["retrieval"]["items"])
+    report.write(result, outcome, examples, out)
+    return result | {"examples": examples}
+
+
+def judge(dataset: Any, split: Any, outcome: dict[str, Any]) -> dict[str, Any]:
+    """Every figure of the report that says how good the lists are."""
+    known = np.concatenate([split.train, split.validation])
+    seen = evaluator.seen_offsets(dataset.user[known], dataset.item[known], dataset.num_users)
+    users, target = dataset.user[split.test], dataset.item[split.test]
+    retrieval = outcome["retrieval"]
+    try:
+        evaluator.check_lists(
+            retrieval["items"],
+            retrieval["scores"],
+            num_users=dataset.num_users,
+            num_items=dataset.num_items,
+            seen=seen,
+            length=LIST_LENGTH,
+        )
+    except evaluator.InvalidLists as error:
+        raise LearnerError("recsys.pipeline.run") from error
+    popular = evaluator.popularity_lists(
+        dataset.item[known], dataset.num_items, seen, LIST_LENGTH
+    )
+    baseline = evaluator.target_ranks(popular[0][users], popular[1][users], target)
+    ranks = evaluator.target_ranks(
+        retrieval["items"][users], retrieval["scores"][users], target
+    )
+    ndcg = evaluator.per_user(ranks, "ndcg", 10)
+    gain = ndcg - evaluator.per_user(baseline, "ndcg", 10)
+    seconds = retrieval["train_seconds"]
+    later = "not part of the pipeline yet"
+    return {
+        "baselines": {"popularity": figures(baseline, [("hit_rate", 10), ("ndcg", 10)])},
+        "retrieval": {
+            **figures(ranks, [("hit_rate", 10), ("ndcg", 10), ("mrr", 10), ("recall", 100)]),
+            "users": len(users),
+            "ndcg@10_interval": evaluator.bootstrap_interval(ndcg),
+            "gain_over_popularity_interval": evaluator.bootstrap_interval(gain),
+            "epochs": retrieval["epochs"],
+            "train_seconds": round(seconds, 3),
+            "train_examples_per_second": round(retrieval["train_examples"] / seconds, 1),
+        },
+        "ranking": unmeasured(
+            ["auc", "logloss", "normalized_entropy", "train_seconds", "shuffled_ndcg@10"], later
+        ),
+        "final": unmeasured(["hit_rate@10", "ndcg@10", "mrr@10"], later),
+        "cold_start": {
+            **unmeasured(["items", "recall@10", "encoder"], later),
+            "floors": {"random": None, "content": None},
+        },
+        "index": unmeasured(["kind", "recall_vs_exact@10", "cpu_ms_per_query"], later),
+        "compile": unmeasured(["graph_breaks", "graphs", "speedup"], later),
+        "serving": unmeasured(
+            [
+                "requests", "errors", "p50_ms", "p99_ms",
+                "cpu_ms_per_request", "cpu_ms_per_empty_request",
+            ],
+            later,
+        ),
+    }  # fmt: skip
+
+
+def figures(ranks: np.ndarray, wanted: list[tuple[str, int]]) -> dict[str, float]:
+    """`metric@k` to its mean over users."""
+    return {f"{m}@{k}": float(evaluator.per_user(ranks, m, k).mean()) for m, k in wanted}
+
+
+def unmeasured(keys: list[str], reason: str) -> dict[str, Any]:
+    """A section without figures: each is null, and why."""
+    return {**dict.fromkeys(keys), "reason": reason}
+
+
+def learner(call: Callable[[], Any]) -> Any:
+    """Call learner code; whatever it raises becomes a LearnerError with that as its cause."""
+    try:
+        return call()
+    except Exception as error:
+        raise LearnerError("recsys.pipeline.run") from error
+
+
+def _pipeline() -> Any:
+    import recsys.pipeline
+
+    return recsys.pipeline
+
+
+def load_config(
+    name: str | None, dataset: str, overrides: list[str]
+) -> tuple[Path, dict[str, Any]]:
+    """The YAML file by path or by name in `configs/`, with `key.key=value` overrides applied.
+
+    Without a name: the file named like the data set, else `default.yaml`.
+    """
+    import yaml
+
+    folder = ROOT / "configs"
+    if name is None:
+        path = folder / f"{dataset}.yaml"
+        path = path if path.exists() else folder / "default.yaml"
+    else:
+        path = Path(name)
+        if not path.exists():
+            path = folder / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+        raise UsageError(f"--config takes a YAML file or one of {known}; {name!r} is neither")
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not valid YAML: {error}") from None
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        *parents, last = key.split(".")
+        node = config
+        for parent in parents:
+            node = node.get(parent) if isinstance(node, dict) else None
+        if not equals or not isinstance(node, dict) or last not in node:
+            raise UsageError(f"--set takes a key of the configuration and a value, as "
+                             f"retrieval.fit.epochs=5; not {override!r}")
+        node[last] = yaml.safe_load(value)
+    return path, config
+
+
+def resolve_device(name: str) -> Any:
+    """`cpu`, `cuda`, ... or `auto` (a GPU if there is one) as a torch device that works."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(f"--device {name} cannot be used here: {reason}") from None
+    return torch.device(name)
+
+
+def versions() -> dict[str, str | None]:
+    """What the figures depend on."""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
+    except OSError:
+        commit = None
+    names = ("torch", "numpy", "pandas")
+    return {
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in names},
+        "commit": commit,
+    }
+
+
+def peak_memory_mb(device: Any) -> float | None:
+    """Largest memory so far: of this process, or of torch on the GPU."""
+    if device.type == "cuda":
+        import torch
+
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+def _device_name(device: Any) -> str:
+    if device.type != "cuda":
+        return f"{device} ({os.cpu_count()} cores)"
+    import torch
+
+    return f"{device} ({torch.cuda.get_device_name(device)})"
+
+
+def _out_folder(args: argparse.Namespace) -> Path:
+    if args.out:
+        return Path(args.out)
+    name = Path(args.data).name
+    return ROOT / "runs" / f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
+
+
+def _relative(path: Path) -> str:
+    path = path.resolve()
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
