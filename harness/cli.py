@@ -1,0 +1,203 @@
+"""The command line: which commands there are, what they take, and how they end.
+
+A command is a function `main(args) -> int` in a module that is imported only when it is called,
+so that the board is instant. Exit codes: 0 good, 1 red, 2 usage, 3 the harness itself failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from harness.errors import LearnerError, UsageError
+from harness.paths import STATE
+
+GOOD, RED, USAGE, FAILED = 0, 1, 2, 3
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that complains in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        sys.stdout.flush()
+        self.exit(USAGE, f"kata: {message}. What it takes: {self.prog} --help\n")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: `module.main` is called with what `arguments` declares."""
+
+    name: str
+    module: str
+    summary: str
+    arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code."""
+    args = parser().parse_args(argv)
+    try:
+        code = importlib.import_module(args.module).main(args)
+        sys.stdout.flush()
+        return code
+    except UsageError as error:
+        print(f"kata: {error}", file=sys.stderr)
+        return USAGE
+    except LearnerError as error:
+        print(f"kata: {error}", file=sys.stderr)
+        return RED
+    except KeyboardInterrupt:
+        print("\nkata: interrupted", file=sys.stderr)
+        return FAILED
+    except BrokenPipeError:  # `kata ... | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except Exception as error:
+        return crashed(error)
+
+
+def crashed(error: Exception) -> int:
+    """Say in a line that the harness failed, and keep the traceback."""
+    what = " ".join(str(error).split())
+    line = f"kata: the harness itself failed: {type(error).__name__}: {what}"
+    report = STATE / "crash.txt"
+    try:
+        STATE.mkdir(exist_ok=True)
+        report.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        line += f"\nThe traceback is in {report}"
+    except OSError:
+        traceback.print_exception(error)
+    print(line, file=sys.stderr)
+    return FAILED
+
+
+def parser() -> Parser:
+    """The parser of all commands; without one, the board."""
+    top = Parser(prog="kata", add_help=False)
+    top.set_defaults(command=None, module="harness.board", json=False)
+    top.add_argument("-h", "--help", action=Help)
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    for group in GROUPS.values():
+        for command in group:
+            if command.name:
+                sub = commands.add_parser(command.name, description=command.summary + ".")
+                sub.set_defaults(module=command.module)
+                command.arguments(sub)
+    return top
+
+
+class Help(argparse.Action):
+    """`--help`: the commands of daily use first."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0)
+
+    def __call__(self, parser: argparse.ArgumentParser, *ignored: object) -> NoReturn:
+        lines = ["usage: kata [COMMAND ...]"]
+        for title, group in GROUPS.items():
+            lines += ["", title]
+            lines += [f"  {'kata ' + c.name:<13}  {c.summary}" for c in group]
+        lines += ["", "What a command takes: kata COMMAND --help"]
+        print("\n".join(lines))
+        parser.exit(GOOD)
+
+
+def impl(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--impl",
+        action="append",
+        metavar="NAME|PATH",
+        help="whose code: mine (yours where you wrote it, the reference elsewhere), reference, or "
+        f"a folder holding recsys/...; may be repeated, the first wins (default: {default})",
+    )
+
+
+def kata_ids(parser: argparse.ArgumentParser, nargs: str | None = "*") -> None:
+    parser.add_argument(
+        "katas" if nargs else "kata",
+        nargs=nargs,
+        metavar="NN",
+        help="a kata: its number or its name" + (" (default: all)" if nargs else ""),
+    )
+
+
+def run_arguments(parser: argparse.ArgumentParser) -> None:
+    impl(parser, "mine")
+    parser.add_argument(
+        "--data",
+        default="synthetic",
+        metavar="NAME|PATH",
+        help="synthetic, ml-100k, ml-latest-small, ml-1m, ml-25m, ml-32m, or a folder or zip file",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="a YAML file, or the name of one in configs/ (default: the one named like the data)",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
+    parser.add_argument("--out", metavar="DIR", help="where the report goes (default: runs/...)")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        type=assignment,
+        metavar="KEY=VALUE",
+        help="overrides a key of the configuration, as retrieval.fit.epochs=5; may be repeated",
+    )
+
+
+def assignment(text: str) -> str:
+    """`text`, if it has the form KEY=VALUE."""
+    key, equals, _ = text.partition("=")
+    if not (key.strip() and equals):
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, not {text!r}")
+    return text
+
+
+def test_arguments(parser: argparse.ArgumentParser) -> None:
+    kata_ids(parser)
+    impl(parser, "what is in src")
+
+
+def status_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def stubs_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit code 1 if one is not current"
+    )
+
+
+def data_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="ml-100k, ml-1m, ... or a folder or zip file")
+
+
+GROUPS = {
+    "Every day": [
+        Command("", "harness.board", "The board: where you are and what comes next"),
+        Command("run", "harness.run", "Train and judge the whole pipeline", run_arguments),
+        Command("test", "harness.runner", "Run katas and record how they went", test_arguments),
+    ],
+    "Now and then": [
+        Command("status", "harness.board", "The board, for programs: --json", status_arguments),
+        Command(
+            "reset",
+            "harness.reset",
+            "A fresh stub of a kata; your file is kept beside it",
+            lambda parser: kata_ids(parser, nargs=None),
+        ),
+        Command("data", "harness.data", "Fetch a data set and check it", data_arguments),
+        Command("doctor", "harness.doctor", "What this machine can do, and what is missing"),
+    ],
+    "For authors": [
+        Command("check", "harness.check", "Run the tests of this repository"),
+        Command("stubs", "harness.stubs", "Bring the stubs up to date", stubs_arguments),
+    ],
+}
