@@ -1,0 +1,35 @@
+"""`kata check`: the tests of this repository, and its style."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import subprocess
+import sys
+
+from harness.paths import REFERENCE_TESTS, ROOT
+
+# What a user's shell may set and the result must not depend on.
+FOREIGN = ("PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD", "PYTHONSTARTUP")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the tests, then ruff; 0 if both are good, 1 if one is not."""
+    tests = [sys.executable, "-m", "pytest", str(REFERENCE_TESTS), "--color=no", "--durations=5"]
+    good = step("the tests of this repository", tests)
+    if importlib.util.find_spec("ruff"):
+        good &= step("style", [sys.executable, "-m", "ruff", "check", "--no-cache", "."])
+    else:
+        print("kata check: style is not checked, ruff is not installed", flush=True)
+    print(f"kata check: {'good' if good else 'red'}", flush=True)
+    return 0 if good else 1
+
+
+def step(what: str, command: list[str]) -> bool:
+    """Say what is run, run it from the root of the checkout; whether it went well."""
+    print(f"kata check: {what}: {' '.join(['python', *command[1:]])}", flush=True)
+    # One thread: the tests are small, and threads that wait for each other on a busy machine
+    # take a hundred times as long.
+    env = {k: v for k, v in os.environ.items() if k not in FOREIGN} | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL).returncode == 0
