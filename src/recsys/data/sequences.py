@@ -1,0 +1,58 @@
+"""The users' sequences as flat tensors on a device, and windows of them by index arithmetic."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recsys.data.dataset import Dataset
+
+
+class Sequences:
+    """Each user's items in chronological order, one user after the other.
+
+    rows: row indices of the data set sorted by (user, time), for example `Split.train`.
+    Nothing is copied to the host after construction, nothing loops: histories are gathers.
+
+    items: (n,) int64, item index + 1 (0 is padding).
+    user:  (n,) int64.
+    start: (U + 1,) int64, the items of user u lie in start[u] ... start[u + 1] - 1.
+    """
+
+    def __init__(self, dataset: Dataset, rows: np.ndarray, *, device: str | torch.device = "cpu"):
+        user, time = dataset.user[rows], dataset.time[rows]
+        same = user[1:] == user[:-1]
+        if (user[1:] < user[:-1]).any() or (same & (time[1:] < time[:-1])).any():
+            raise ValueError("rows must be sorted by user, and within a user by time.")
+        start = np.zeros(dataset.num_users + 1, dtype=np.int64)
+        np.cumsum(np.bincount(user, minlength=dataset.num_users), out=start[1:])
+        self.items = torch.from_numpy(dataset.item[rows] + 1).to(device)
+        self.user = torch.from_numpy(user).to(device)
+        self.start = torch.from_numpy(start).to(device)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def history(self, position: Tensor, length: int) -> Tensor:
+        """(B,) positions in `items` -> (B, length) int64: what their user had before them.
+
+        Most recent first, padded with 0; the item at the position itself is not in it.
+        """
+        return self._before(position, self.start[self.user[position]], length)
+
+    def user_history(self, user: Tensor, length: int) -> Tensor:
+        """(B,) users -> (B, length) int64: their last items, most recent first, padded with 0."""
+        return self._before(self.start[user + 1], self.start[user], length)
+
+    def seen(self) -> tuple[Tensor, Tensor]:
+        """All items of all users: values (n,), item index from 0, and offsets (U + 1,)."""
+        return self.items - 1, self.start
+
+    def _before(self, end: Tensor, start: Tensor, length: int) -> Tensor:
+        back = torch.arange(1, length + 1, device=self.items.device)
+        index = end[:, None] - back
+        inside = index >= start[:, None]
+        if len(self) == 0:  # nothing to gather from
+            return torch.zeros_like(index)
+        return self.items[index.clamp(min=0)] * inside
