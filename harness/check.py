@@ -16,7 +16,7 @@ FOREIGN = ("PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD",
 
 def main(args: argparse.Namespace) -> int:
     """Run the tests, then ruff; 0 if both are good, 1 if one is not."""
-    tests = [sys.executable, "-m", "pytest", str(REFERENCE_TESTS), "--color=no", "--durations=5"]
+    tests = [sys.executable, "-m", "pytest", REFERENCE_TESTS.name, "--color=no", "--durations=5"]
     good = step("the tests of this repository", tests)
     if importlib.util.find_spec("ruff"):
         good &= step("style", [sys.executable, "-m", "ruff", "check", "--no-cache", "."])
