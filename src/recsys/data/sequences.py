@@ -39,20 +39,31 @@ class Sequences:
 
         Most recent first, padded with 0; the item at the position itself is not in it.
         """
-        return self._before(position, self.start[self.user[position]], length)
+        return self.until(self.user[position], position, length)
 
     def user_history(self, user: Tensor, length: int) -> Tensor:
         """(B,) users -> (B, length) int64: their last items, most recent first, padded with 0."""
-        return self._before(self.start[user + 1], self.start[user], length)
+        return self.until(user, self.start[user + 1], length)
 
     def seen(self) -> tuple[Tensor, Tensor]:
         """All items of all users: values (n,), item index from 0, and offsets (U + 1,)."""
         return self.items - 1, self.start
 
-    def _before(self, end: Tensor, start: Tensor, length: int) -> Tensor:
+    def until(self, user: Tensor, end: Tensor, length: int) -> Tensor:
+        """(B,) users and (B,) places in `items` -> (B, length) int64: the user's items before end.
+
+        Most recent first, padded with 0.
+        """
         back = torch.arange(1, length + 1, device=self.items.device)
         index = end[:, None] - back
-        inside = index >= start[:, None]
+        inside = index >= self.start[user][:, None]
         if len(self) == 0:  # nothing to gather from
             return torch.zeros_like(index)
         return self.items[index.clamp(min=0)] * inside
+
+    def seen_until(self, user: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+        """All of the users' items before end: values (item index from 0), offsets (B + 1,)."""
+        length = end - self.start[user]
+        offsets = torch.cat([length.new_zeros(1), length.cumsum(0)])
+        shift = torch.repeat_interleave(self.start[user] - offsets[:-1], length)
+        return self.items[shift + torch.arange(len(shift), device=shift.device)] - 1, offsets

@@ -181,9 +181,6 @@ class EmbeddingTable(nn.Module):
             return torch.ones_like(values, dtype=self.weight.dtype)
         return (values != self.padding_idx).to(self.weight.dtype)
 
-    def extra_repr(self) -> str:
-        return f"{self.num_embeddings}, {self.embedding_dim}, padding_idx={self.padding_idx}"
-
 
 def hash_ids(keys: Sequence[str | int], num_buckets: int, *, salt: str = "") -> Tensor:
     """Give ids that a table has no row for a bucket, the same one in every process for ever.

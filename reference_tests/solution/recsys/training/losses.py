@@ -64,14 +64,15 @@ def in_batch_softmax_loss(
     for name, x in (("item_ids", item_ids), ("log_q", log_q), ("sample_weight", sample_weight)):
         if x is not None and x.shape != rows:
             raise ValueError(f"{name} must have shape {rows}, not {tuple(x.shape)}")
-    logits = _scores(user, item) / temperature
-    hit = None
+    # whatever does not depend on the model is gathered in one (B, B) table, added within the matmul
+    bias = user.new_zeros(rows * 2, dtype=torch.promote_types(user.dtype, torch.float32))
     if item_ids is not None:
         hit = item_ids[:, None] == item_ids[None, :]
-        hit = hit & ~torch.eye(len(user), dtype=torch.bool, device=user.device)
-    loss = _diagonal_loss(logits if log_q is None else logits - log_q, hit)
-    if symmetric:
-        loss = (loss + _diagonal_loss(logits.T, hit)) / 2  # the mask of hits is its own transpose
+        bias.masked_fill_(hit.fill_diagonal_(False), float("-inf"))
+    corrected = bias if log_q is None else bias - log_q
+    loss = _softmax_loss(_scores(user, item, temperature, corrected))
+    if symmetric:  # the table of hits is its own transpose
+        loss = (loss + _softmax_loss(_scores(item, user, temperature, bias))) / 2
     return _weighted_mean(loss, sample_weight)
 
 
@@ -110,15 +111,26 @@ def full_softmax_loss(
     if sample_weight is not None and sample_weight.shape != rows:
         raise ValueError(f"sample_weight must have shape {rows}, not {tuple(sample_weight.shape)}")
     _check_temperature(temperature)
-    logits = _scores(user, catalogue) / temperature
-    return _weighted_mean(F.cross_entropy(logits, target, reduction="none"), sample_weight)
+    return _weighted_mean(_softmax_loss(_scores(user, catalogue, temperature), target), sample_weight)
 
 
-def _diagonal_loss(logits: Tensor, hit: Tensor | None) -> Tensor:
-    """Cross-entropy of each row with its diagonal entry as the label; hits leave the race."""
-    if hit is not None:
-        logits = logits.masked_fill(hit, float("-inf"))
-    label = torch.arange(len(logits), device=logits.device)
+def _scores(
+    row: Tensor, candidate: Tensor, temperature: float | Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """``row @ candidate.T / temperature + bias``, (B, N) in float32 at least, under autocast too."""
+    dtype = torch.promote_types(row.dtype, torch.float32)
+    with torch.autocast(row.device.type, enabled=False):
+        row = row.to(dtype) / temperature  # of (B, D): much smaller than the (B, N) scores
+        candidate = candidate.to(dtype)
+        if bias is None:
+            return row @ candidate.T
+        return torch.addmm(bias.to(dtype), row, candidate.T)
+
+
+def _softmax_loss(logits: Tensor, label: Tensor | None = None) -> Tensor:
+    """Cross-entropy of each row, by default with its diagonal entry as the label."""
+    if label is None:
+        label = torch.arange(len(logits), device=logits.device)
     return F.cross_entropy(logits, label, reduction="none")
 
 
@@ -128,13 +140,6 @@ def _weighted_mean(loss: Tensor, weight: Tensor | None) -> Tensor:
     weight = weight.to(loss.dtype)
     total = weight.sum()
     return (loss * weight).sum() / total.masked_fill(total == 0, 1.0)
-
-
-def _scores(user: Tensor, item: Tensor) -> Tensor:
-    """Dot products (B, N) in float32 at least, under autocast too."""
-    dtype = torch.promote_types(user.dtype, torch.float32)
-    with torch.autocast(user.device.type, enabled=False):
-        return user.to(dtype) @ item.to(dtype).T
 
 
 def _check_pair(user: Tensor, item: Tensor) -> None:

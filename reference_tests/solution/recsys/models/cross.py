@@ -1,0 +1,101 @@
+"""DCN-V2 cross layers: explicit products of features (kata 04)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class CrossLayer(nn.Module):
+    """One cross layer of DCN-V2, with a full or a low-rank matrix.
+
+    ::
+
+        full:      out = x0 * (W xl + b) + xl
+        low rank:  out = x0 * (U (V xl) + b) + xl
+
+    ``*`` is element-wise, the residual is of ``xl``, and the bias is inside the product. There is
+    no activation, also not between U and V. A stack of L layers from ``xl = x0`` gives polynomials
+    of x0 up to degree L + 1.
+
+    ``state_dict`` keys: ``weight`` (dim, dim) and ``bias`` (dim,); for low rank ``u`` (dim, rank),
+    ``v`` (rank, dim) and ``bias``; W = U V. The bias starts at 0, the matrices at
+    Normal(0, 1 / sqrt(fan in)).
+
+    Args:
+        dim: width of x0 and xl, at least 1. rank: None for a full matrix, else 1 <= rank <= dim.
+
+    Raises:
+        ValueError: a dim or rank out of range.
+
+    Example:
+        >>> layer = CrossLayer(3)
+        >>> x0 = torch.randn(2, 3)
+        >>> layer(x0, x0).shape
+        torch.Size([2, 3])
+
+    Source: Wang et al. 2021, "DCN V2: Improved Deep & Cross Network", equations 1 and 2.
+    """
+
+    def __init__(self, dim: int, *, rank: int | None = None) -> None:
+        super().__init__()
+        if dim < 1:
+            raise ValueError(f"dim must be at least 1, not {dim}")
+        if rank is not None and not 1 <= rank <= dim:
+            raise ValueError(f"rank must be None or 1 .. {dim}, not {rank}")
+        if rank is None:
+            self.weight = nn.Parameter(torch.randn(dim, dim) / math.sqrt(dim))
+        else:
+            self.u = nn.Parameter(torch.randn(dim, rank) / math.sqrt(rank))
+            self.v = nn.Parameter(torch.randn(rank, dim) / math.sqrt(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+        self.rank = rank
+
+    def forward(self, x0: Tensor, xl: Tensor) -> Tensor:
+        """Cross the current state with the input.
+
+        Args:
+            x0: (..., dim), what entered the first layer. xl: (..., dim), what enters this one.
+            Neither is changed.
+
+        Returns:
+            (..., dim).
+
+        Raises:
+            ValueError: shapes that differ.
+        """
+        if x0.shape != xl.shape:
+            raise ValueError(f"x0 {tuple(x0.shape)} and xl {tuple(xl.shape)} must be of one shape")
+        if self.rank is None:
+            mixed = xl @ self.weight.T
+        else:
+            mixed = xl @ self.v.T @ self.u.T
+        return torch.addcmul(xl, x0, mixed + self.bias)
+
+
+class CrossNetwork(nn.Module):
+    """A stack of cross layers: ``x = x0``, then ``x = layer(x0, x)`` for each of them.
+
+    ``state_dict`` keys: those of :class:`CrossLayer` under ``layers.0.``, ``layers.1.``, ...
+    With 0 layers it is the identity.
+
+    Args:
+        dim: width. num_layers: at least 0. rank: of every layer.
+
+    Source: Wang et al. 2021, section 3.2.
+    """
+
+    def __init__(self, dim: int, num_layers: int, *, rank: int | None = None) -> None:
+        super().__init__()
+        if num_layers < 0:
+            raise ValueError(f"num_layers must be at least 0, not {num_layers}")
+        self.layers = nn.ModuleList(CrossLayer(dim, rank=rank) for _ in range(num_layers))
+
+    def forward(self, x0: Tensor) -> Tensor:
+        """(..., dim) to (..., dim); x0 is not changed."""
+        x = x0
+        for layer in self.layers:
+            x = layer(x0, x)
+        return x
