@@ -157,6 +157,11 @@ def installed() -> list[Root]:
     return _finder.roots if _finder else [Root("src", SRC)]
 
 
+def is_installed() -> bool:
+    """Whether `install` is in force."""
+    return _finder is not None
+
+
 def install(roots: Sequence[Root]) -> None:
     """Take `recsys` from `roots` from now on, in this process and in those it spawns."""
     global _finder

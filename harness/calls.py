@@ -1,0 +1,141 @@
+"""Says in words what a test called: `in_batch_softmax_loss(user[4, 8], item[4, 8], ...)`.
+
+Read from the test's own source and the values in its frame, so that authors do not write it twice.
+"""
+
+from __future__ import annotations
+
+import ast
+import linecache
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+PACKAGE = "recsys."
+LONGEST = 40  # of one argument
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of learner code: its text, and the called name as the test wrote it."""
+
+    text: str
+    name: str
+
+
+def last_call(frame: FrameType, line: int | None = None) -> Call | None:
+    """The last call of learner code in `frame` up to `line`, or None if none is seen."""
+    line = line or frame.f_lineno
+    values = {**frame.f_globals, **frame.f_locals}
+    best = None
+    for statement in statements(frame.f_code.co_filename, frame.f_code.co_firstlineno):
+        if statement.lineno > line:
+            break
+        for node in outermost(statement, values):
+            best = node
+            break
+    return best and Call(text_of(best, values), name_of(best.func, values))
+
+
+def statements(filename: str, first: int) -> list[ast.stmt]:
+    """The simple statements, and the heads of compound ones, of the function at line `first`."""
+    try:
+        tree = ast.parse("".join(linecache.getlines(filename)))
+    except SyntaxError:
+        return []
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            start = min([node.lineno, *(mark.lineno for mark in node.decorator_list)])
+            if start == first:
+                found = [each for each in ast.walk(node) if isinstance(each, ast.stmt)]
+                return sorted(found[1:], key=lambda each: (each.lineno, each.col_offset))
+    return []
+
+
+def outermost(node: ast.AST, values: dict[str, Any]) -> list[ast.Call]:
+    """Calls of learner code in one statement, the first one first, not those inside another."""
+    found = []
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.stmt):
+            continue  # of a compound statement: seen by itself
+        if isinstance(child, ast.Call) and is_learner(child.func, values):
+            found.append(child)
+        else:
+            found += outermost(child, values)
+    return found
+
+
+def is_learner(func: ast.expr, values: dict[str, Any]) -> bool:
+    """Whether `func` is a name from a learner module, or a method of a learner class."""
+    if isinstance(func, ast.Name):
+        return is_ours(values.get(func.id))
+    if not (isinstance(func, ast.Attribute) and isinstance(func.value, ast.Name)):
+        return False
+    owner = values.get(func.value.id)
+    if type(owner).__name__ == "Learner":
+        return True
+    method = getattr(owner if isinstance(owner, type) else type(owner), func.attr, None)
+    return is_ours(owner) and is_ours(method)
+
+
+def is_ours(value: Any) -> bool:
+    """Whether a function, class or instance is defined in `recsys`, the provided data apart."""
+    module = getattr(value, "__module__", None) or ""
+    return isinstance(module, str) and module.startswith(PACKAGE) and ".data." not in module
+
+
+def name_of(func: ast.expr, values: dict[str, Any]) -> str:
+    """`in_batch_softmax_loss`, or `EmbeddingTable.bag` for the method of an instance."""
+    if isinstance(func, ast.Name):
+        value = values.get(func.id)
+        named = getattr(value, "__qualname__", None)
+        return named or type(value).__qualname__ + (
+            ".forward" if hasattr(value, "forward") else ".__call__"
+        )
+    assert isinstance(func, ast.Attribute) and isinstance(func.value, ast.Name)
+    owner = values.get(func.value.id)
+    if type(owner).__name__ == "Learner":
+        return func.attr
+    return f"{getattr(owner, '__qualname__', type(owner).__qualname__)}.{func.attr}"
+
+
+def text_of(call: ast.Call, values: dict[str, Any]) -> str:
+    """The call with the shapes or values of its arguments."""
+    func = call.func
+    learner = isinstance(func, ast.Attribute) and isinstance(func.value, ast.Name)
+    learner = learner and type(values.get(func.value.id)).__name__ == "Learner"
+    parts = [argument(node, values) for node in call.args]
+    for keyword in call.keywords:
+        given = keyword.value
+        if keyword.arg is not None:
+            parts.append(f"{keyword.arg}={argument(given, values, named=True)}")
+        elif isinstance(given, ast.Name) and isinstance(values.get(given.id), dict):
+            options = values[given.id].items()
+            parts += [f"{name}={described(value) or '...'}" for name, value in options]
+        else:
+            parts.append(f"**{ast.unparse(given)}")
+    return f"{func.attr if learner else ast.unparse(func)}({', '.join(parts)})"
+
+
+def argument(node: ast.expr, values: dict[str, Any], *, named: bool = False) -> str:
+    """One argument: the shape behind a tensor's name, the value behind a number's."""
+    if isinstance(node, ast.Name) and node.id in values:
+        value = values[node.id]
+        text = described(value)
+        if text is not None:
+            return node.id + text if text.startswith("[") and hasattr(value, "shape") else text
+    text = ast.unparse(node)
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
+
+
+def described(value: Any) -> str | None:
+    """A short text for a tensor ("[4, 8]", with its dtype if unusual) or a plain value."""
+    shape = getattr(value, "shape", None)
+    if shape is not None and hasattr(value, "dtype"):
+        dtype = str(value.dtype).removeprefix("torch.")
+        usual = dtype in ("float32", "int64", "bool")
+        return f"{list(shape)}" + ("" if usual else f" {dtype}")
+    if value is None or isinstance(value, (bool, int, float, str)):
+        text = repr(value)
+        return text if len(text) <= LONGEST else None
+    return None

@@ -1,0 +1,271 @@
+"""The pytest plugin that the root conftest registers (PYTEST_DONT_REWRITE).
+
+It lays the --impl roots over `recsys`, puts the rungs into teaching order, and reports a red kata
+in one screen. Tests outside katas/ are reported by pytest as ever.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import catalog, message, overlay, settings
+from harness.errors import UsageError
+from harness.paths import KATAS, ROOT
+
+RESULTS = "KATA_RESULTS"  # environment variable: the file that gets a JSON line for each event
+DEVICES = ("cpu", "cuda", "auto")
+
+previous_roots = pytest.StashKey[Any]()
+
+
+# --- options --------------------------------------------------------------------------------------
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("recsys-katas")
+    group.addoption(
+        "--impl",
+        action="append",
+        metavar="NAME|PATH",
+        help="whose recsys is tested: `reference`, `mine` (yours where you wrote it, the reference "
+        "elsewhere) or a folder holding recsys/...; may be repeated, the first wins; then src",
+    )
+    group.addoption("--device", choices=DEVICES, help="of the kata tests (default: cpu)")
+
+
+def impls_of(config: pytest.Config) -> list[str]:
+    """--impl, or else the environment variable KATA_IMPL (several separated as on PATH)."""
+    given = config.getoption("--impl")
+    if given is None:
+        given = os.environ.get("KATA_IMPL", "").split(os.pathsep)
+    return [impl for impl in given if impl]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    """Start again with this checkout's settings if pytest took another's.
+
+    In `--impl PATH katas/03_...` PATH looks to pytest like one more folder of tests, before any
+    plugin can say otherwise; if it lies in another project, pytest takes that one's settings.
+    """
+    ini = ROOT / "tox.ini"
+    if config.inipath == ini or config.option.inifilename or not ini.is_file():
+        return None
+    arguments = ["-c", str(ini), "--rootdir", str(ROOT), *config.invocation_params.args]
+    return pytest.main([str(argument) for argument in arguments])
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    impls = impls_of(config)
+    try:
+        roots = overlay.resolve(impls, config.invocation_params.dir)
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from None
+    device = config.getoption("--device") or os.environ.get("KATA_DEVICE") or "cpu"
+    if device not in DEVICES:
+        raise pytest.UsageError(f"KATA_DEVICE={device}: expected one of {', '.join(DEVICES)}")
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise pytest.UsageError(
+                "--device cuda: torch sees no CUDA device on this machine; use --device cpu, or "
+                "--device auto for a GPU where there is one"
+            )
+    settings.requested_device = device
+    config.stash[previous_roots] = overlay.installed() if overlay.is_installed() else None
+    overlay.install(roots)
+    if only_katas(config) and config.option.verbose == 0:
+        config.option.no_header = True  # the message needs the screen
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if previous_roots not in config.stash:
+        return
+    overlay.uninstall()
+    overlay.purge()
+    before = config.stash[previous_roots]
+    if before is not None:
+        overlay.install(before)
+
+
+def only_katas(config: pytest.Config) -> bool:
+    """Whether every argument is a kata, or a test of one."""
+    places = [config.invocation_params.dir / arg.partition("::")[0] for arg in config.args]
+    return bool(places) and all(is_kata(place) for place in places)
+
+
+def is_kata(path: Path) -> bool:
+    return path.resolve().is_relative_to(KATAS)
+
+
+# --- collection -----------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, Any, Any]:
+    settings.collecting = True
+    try:
+        return (yield)
+    finally:
+        settings.collecting = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Within a kata: the spec, then properties, then cost; in a file as it is written."""
+    rank: dict[Path, int] = {}
+    for item in items:
+        rank.setdefault(folder_of(item), len(rank))
+
+    def key(item: pytest.Item) -> tuple[int, tuple[int, str]]:
+        return rank[folder_of(item)], catalog.file_order(item.path.name)
+
+    items.sort(key=key)
+    for order, item in enumerate(items):
+        item.kata_order = order  # type: ignore[attr-defined]
+
+
+def folder_of(item: pytest.Item) -> Path:
+    return item.path.parent if is_kata(item.path) else item.path
+
+
+def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
+    impls = impls_of(config)
+    return [f"recsys from: {', '.join(root.name for root in overlay.installed())}"] if impls else []
+
+
+# --- reports --------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if not is_kata(item.path):
+        return report
+    red = message.Red(
+        kata=item.path.parent.name,
+        rung=getattr(item, "originalname", None) or item.name,
+        order=getattr(item, "kata_order", 0),
+    )
+    if report.failed and call.excinfo is not None and not left_alone(item.config):
+        red = explained(item, call.excinfo.value, report, red)
+        report.longrepr = "\n".join(message.screen(red))
+    report.kata = red.as_dict()  # type: ignore[attr-defined]
+    return report
+
+
+def left_alone(config: pytest.Config) -> bool:
+    """Whether the learner asked for pytest's own tracebacks."""
+    option = config.option
+    return option.usepdb or option.tbstyle in ("long", "native") or option.fulltrace
+
+
+def explained(
+    item: pytest.Item, error: BaseException, report: pytest.TestReport, red: message.Red
+) -> message.Red:
+    kata = kata_of(red.kata)
+    why = message.explain(error, kata, item.path)
+    why.kata, why.rung, why.order = red.kata, red.rung, red.order
+    doc = getattr(getattr(item, "function", None), "__doc__", None) or ""
+    why.says = doc.strip().partition("\n")[0]
+    why.title = message.title(kata, red.rung) if kata else item.nodeid
+    why.next = message.next_step(kata, why, impls_of(item.config)) if kata else ""
+    if report.capstdout.strip():
+        why.facts.append(("printed", "\n".join(report.capstdout.strip().splitlines()[-2:])))
+    return why
+
+
+def kata_of(name: str) -> catalog.Kata | None:
+    try:
+        return catalog.read(KATAS / name)
+    except (UsageError, OSError):
+        return None
+
+
+def red_of(report: Any) -> message.Red | None:
+    """The explanation that a failed report of a kata carries."""
+    facts = getattr(report, "kata", None)
+    return message.Red(**facts) if facts and facts["facts"] else None
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: Any) -> Generator[None, None, None]:
+    """Print the first red rung whole and the others in a line, instead of a section for each."""
+    stats = terminalreporter.stats
+    style = terminalreporter.config.option.tbstyle
+    taken: dict[str, list[Any]] = {}
+    reds = []
+    if style in ("auto", "short"):
+        for kind in ("failed", "error"):
+            mine = [report for report in stats.get(kind, []) if red_of(report)]
+            reds += [red_of(report) for report in mine]
+            if mine:
+                taken[kind] = list(stats[kind])
+                stats[kind] = [report for report in taken[kind] if report not in mine]
+    if reds and "warnings" in stats and only_katas(terminalreporter.config):
+        taken["warnings"] = stats.pop("warnings")
+    if reds and not terminalreporter.no_summary:
+        write(terminalreporter, sorted(reds, key=lambda red: red.order))
+    if terminalreporter.config.option.reportchars != "fE":  # -r: the lines were asked for
+        stats.update(taken)
+    try:
+        return (yield)
+    finally:
+        stats.update(taken)  # the last line counts them
+
+
+def write(terminal: Any, reds: list[message.Red]) -> None:
+    lines = message.screen(reds[0], reds[1:], terminal._tw.fullwidth)
+    terminal.write_line(lines[0], red=True, bold=True)
+    for line in lines[1:]:
+        terminal.write_line(line)
+
+
+# --- results for the runner -----------------------------------------------------------------------
+
+
+def pytest_runtest_logstart(nodeid: str) -> None:
+    emit({"event": "start", "nodeid": nodeid})
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if getattr(report, "kata", None):
+        emit(
+            {
+                "event": report.when,
+                "outcome": report.outcome,
+                "nodeid": report.nodeid,
+                "seconds": report.duration,
+                **report.kata,
+            }
+        )
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if not hasattr(session.config, "workerinput"):
+        emit({"event": "finish", "exit": int(exitstatus)})
+
+
+def emit(event: dict[str, Any]) -> None:
+    """Append a line to the file that KATA_RESULTS names; the runner reads it as it grows."""
+    file = os.environ.get(RESULTS)
+    if file and "PYTEST_XDIST_WORKER" not in os.environ:
+        with open(file, "a", encoding="utf-8") as lines:
+            lines.write(json.dumps(event) + "\n")
+
+
+def events(file: Path) -> Iterator[dict[str, Any]]:
+    """The complete lines of a results file."""
+    with open(file, encoding="utf-8") as lines:
+        for line in lines:
+            if line.endswith("\n"):
+                yield json.loads(line)

@@ -1,0 +1,359 @@
+"""What a kata's tests import: rungs, the learner's code, and comparisons that say what is wrong.
+
+A test file begins like this::
+
+    from harness.spec import assert_close, learner, rung
+
+    losses = learner("training.losses")       # imported when a test first uses it
+
+    @rung(hint="Which axis do the candidates lie on?")
+    def test_one_row():
+        \"\"\"The loss of a batch of one is 0.\"\"\"
+        loss = losses.in_batch_softmax_loss(user, item, temperature=0.1)
+        assert_close(loss, expected)
+
+The first line of a rung's docstring says what must hold, and is shown when it does not.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import torch
+from torch import Tensor
+
+from harness import overlay, settings
+from harness.calls import last_call
+from harness.message import KataFailure, UnwrittenName
+from harness.paths import FIXTURES
+
+Test = TypeVar("Test", bound=Callable[..., object])
+
+TOLERANCES = {  # dtype -> (rtol, atol), unless a test says otherwise
+    torch.float64: (1e-9, 1e-10),
+    torch.float32: (1e-5, 1e-6),
+    torch.bfloat16: (1.6e-2, 1e-3),
+    torch.float16: (2e-3, 1e-4),
+}
+
+
+# --- a test and what it runs on -------------------------------------------------------------------
+
+
+def rung(*, hint: str = "", hints: Sequence[str] = ()) -> Callable[[Test], Test]:
+    """Mark a test function as a rung; `hints` go from a nudge to nearly the answer."""
+    levels = tuple(hints) or ((hint,) if hint else ())
+
+    def mark(test: Test) -> Test:
+        test.__kata_hints__ = levels  # type: ignore[attr-defined]
+        return test
+
+    return mark
+
+
+class Learner:
+    """A module of the learner, imported anew from the --impl roots when an attribute is used."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # copy, pickle, inspect: nobody's learner code
+            raise AttributeError(name)
+        if settings.collecting:
+            raise RuntimeError(
+                f"{self._name}.{name} is used while the tests are collected; use it inside a test, "
+                "so that a syntax error in the learner's file costs no test ids"
+            )
+        full = f"recsys.{self._name}"
+        module = importlib.import_module(full)
+        overlay.check_origin(module)
+        try:
+            return getattr(module, name)
+        except AttributeError:
+            file = f"{self._name.replace('.', '/')}.py"
+            raise UnwrittenName(name, f"src/recsys/{file}") from None
+
+    def __repr__(self) -> str:
+        return f"learner({self._name!r})"
+
+
+def learner(name: str) -> Learner:
+    """The learner's module `recsys.<name>`, for example learner("training.losses")."""
+    return Learner(name)
+
+
+def device() -> torch.device:
+    """The device that --device names: make every input on it."""
+    return torch.device(settings.device())
+
+
+def generator(seed: int) -> torch.Generator:
+    """A seeded generator on the CPU: draw there and move, so that all devices see the same."""
+    return torch.Generator().manual_seed(seed)
+
+
+def fixture(name: str) -> Path:
+    """The file fixtures/NN_name/<name> of the kata whose test calls this."""
+    here = Path(sys._getframe(1).f_globals["__file__"]).resolve().parent.name
+    return FIXTURES / here / name
+
+
+def golden(name: str) -> Any:
+    """What the JSON file fixtures/NN_name/<name> holds, for the kata whose test calls this."""
+    here = Path(sys._getframe(1).f_globals["__file__"]).resolve().parent.name
+    return json.loads((FIXTURES / here / name).read_text(encoding="utf-8"))
+
+
+# --- comparisons ----------------------------------------------------------------------------------
+
+
+def assert_close(
+    actual: Any,
+    expected: Any,
+    *,
+    call: str | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    dtype: torch.dtype | None = None,
+    like: Tensor | None = None,
+    what: str = "",
+) -> None:
+    """`actual` is a tensor of the type, shape and values of `expected`; nothing is broadcast.
+
+    Args:
+        expected: a tensor, an array or nested lists. Of a tensor the dtype must agree too, unless
+            `dtype` or `like` says another (a float64 oracle of a float32 result).
+        call: what was called; by default it is read from the test's source.
+        rtol, atol: `|actual - expected| <= atol + rtol * |expected|`; default by the dtype of
+            `actual`. Integers and booleans have to be equal.
+        like: a tensor whose dtype and device the result must have.
+        what: which part of the result this is, for example "gradient of user".
+    """
+    call_text = call_of(call)
+    if like is not None:
+        dtype = like.dtype
+    elif dtype is None and isinstance(expected, Tensor):
+        dtype = expected.dtype
+    wanted = expected if isinstance(expected, Tensor) else torch.as_tensor(expected)
+    wanted = wanted.detach().cpu()
+
+    def wrong(came_back: str, should: str, *more: tuple[str, str]) -> NoReturn:
+        fail(came_back=came_back, expected=should, call=call_text, what=what, more=more)
+
+    if not isinstance(actual, Tensor):
+        wrong(plain(actual), f"a tensor of shape {list(wanted.shape)}")
+    if actual.shape != wanted.shape:
+        wrong(shape_text(actual), f"shape {list(wanted.shape)}", ("values", values_text(actual)))
+    if dtype is not None and actual.dtype != dtype:
+        wrong(f"dtype {short(actual.dtype)}", f"dtype {short(dtype)}")
+    if like is not None and actual.device != like.device:
+        wrong(f"a tensor on {actual.device}", f"on {like.device}, where the inputs are")
+    compare(actual, wanted, rtol, atol, wrong)
+
+
+def assert_scalar(
+    actual: Any,
+    expected: float,
+    *,
+    call: str | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    what: str = "",
+) -> None:
+    """`actual` is the number `expected`: a float or a 0-dim tensor, either will do."""
+    call_text = call_of(call)
+    expected = float(expected)
+
+    def wrong(came_back: str, should: str, *more: tuple[str, str]) -> NoReturn:
+        fail(came_back=came_back, expected=should, call=call_text, what=what, more=more)
+
+    if isinstance(actual, bool) or not (
+        isinstance(actual, (int, float)) or getattr(actual, "shape", None) == ()
+    ):
+        wrong(plain(actual), f"a float or a 0-dim tensor: {number(expected)}")
+    if not isinstance(actual, Tensor):
+        actual = torch.tensor(float(actual), dtype=torch.float64)
+        rtol, atol = (1e-6 if rtol is None else rtol), (1e-7 if atol is None else atol)
+    elif actual.dtype == torch.bool or actual.is_complex():
+        wrong(plain(actual), f"a number: {number(expected)}")
+    elif not actual.is_floating_point():
+        actual = actual.double()
+    compare(actual, torch.tensor(expected, dtype=torch.float64), rtol, atol, wrong)
+
+
+def assert_equal(actual: Any, expected: Any, *, call: str | None = None, what: str = "") -> None:
+    """`actual` is the plain value `expected` (a list, a string, a number), of the same type."""
+    if type(actual) is not type(expected) or actual != expected:
+        fail(came_back=plain(actual), expected=plain(expected), call=call_of(call), what=what)
+
+
+def check(
+    condition: Any,
+    expected: str,
+    *,
+    came_back: Any = None,
+    call: str | None = None,
+    what: str = "",
+) -> None:
+    """`condition` holds; otherwise the rung is red with the sentence `expected`."""
+    if not bool(condition):
+        text = None if came_back is None else plain(came_back)
+        fail(came_back=text, expected=expected, call=call_of(call), what=what)
+
+
+def expect_error(
+    function: Callable[[], Any],
+    errors: type[BaseException] | tuple[type[BaseException], ...],
+    *,
+    about: str | Sequence[str] = (),
+    call: str | None = None,
+) -> None:
+    """`function()` raises one of `errors`, with a message that mentions `about`.
+
+    Args:
+        about: a word, or several of which one is enough; upper and lower case are the same.
+    """
+    call_text = call_of(call)
+    kinds = errors if isinstance(errors, tuple) else (errors,)
+    words = (about,) if isinstance(about, str) else tuple(about)
+    wanted = " or ".join(kind.__name__ for kind in kinds)
+    if words:
+        wanted += f" with a message about {' or '.join(words)}"
+    try:
+        result = function()
+    except kinds as error:
+        text = str(error)
+        if isinstance(error, NotImplementedError) and text.startswith("kata "):
+            raise  # a stub is not an answer
+        if words and not any(word.lower() in text.lower() for word in words):
+            fail(
+                came_back=f"{type(error).__name__}: {text}" if text else type(error).__name__,
+                expected=wanted,
+                call=call_text,
+            )
+        return
+    fail(came_back=f"no error, but {plain(result)}", expected=wanted, call=call_text)
+
+
+def fail(
+    *,
+    expected: str,
+    came_back: str | None = None,
+    call: str | None = None,
+    what: str = "",
+    more: Sequence[tuple[str, str]] = (),
+) -> NoReturn:
+    """Make the rung red with this message."""
+    name = None if call is None else call.partition("(")[0]
+    facts = [("called", call), ("looked at", what), ("came back", came_back)]
+    facts += [("expected", expected), *more]
+    raise KataFailure([(label, text) for label, text in facts if text], name=name)
+
+
+# --- how ------------------------------------------------------------------------------------------
+
+
+def compare(
+    actual: Tensor,
+    wanted: Tensor,
+    rtol: float | None,
+    atol: float | None,
+    wrong: Callable[..., NoReturn],
+) -> None:
+    """Values only: the shapes agree. Calls `wrong` with what differs, and where first."""
+    if wanted.numel() == 0:
+        return
+    mine = actual.detach().cpu()
+    exact = not (mine.is_floating_point() or mine.is_complex())
+    usual = TOLERANCES.get(mine.dtype, (0.0, 0.0))
+    rtol = usual[0] if rtol is None else rtol
+    atol = usual[1] if atol is None else atol
+    if exact:
+        bad = mine.to(wanted.dtype) != wanted if mine.dtype != wanted.dtype else mine != wanted
+        units = bad.double()
+    else:
+        mine, wanted = mine.double(), wanted.double()
+        same = (mine == wanted) | (mine.isnan() & wanted.isnan())  # infinities too
+        off = (mine - wanted).abs() / (atol + rtol * wanted.abs()).clamp_min(5e-324)
+        units = torch.where(same, 0.0, off.nan_to_num(nan=math.inf, posinf=math.inf))
+        bad = units > 1
+    if not bool(bad.any()):
+        return
+    first = tuple(bad.nonzero()[0].tolist())
+    worst = tuple(torch.where(bad, units, -1.0).flatten().argmax().unsqueeze(0).tolist())
+    worst = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst[0]), bad.shape))
+    more = []
+    if bad.dim():
+        count = f"{int(bad.sum())} of {bad.numel()} values differ"
+        at = f"{list(first)}: {number(mine[first])} instead of {number(wanted[first])}; {count}"
+        more.append(("first at", at))
+    if not exact:
+        gap = abs(float(mine[worst]) - float(wanted[worst]))
+        text = f"by {number(gap)}, {times(float(units[worst]))} the tolerance"
+        text += f" (rtol {rtol:g}, atol {atol:g})"
+        if bad.dim() and worst != first:
+            text += f", worst at {list(worst)}"
+        more.append(("differs", text))
+    wrong(values_text(actual), values_text(wanted), *more)
+
+
+def call_of(call: str | None) -> str | None:
+    """`call`, or what the test that called the comparison last called."""
+    if call is not None:
+        return call
+    try:
+        found = last_call(sys._getframe(2))
+    except Exception:  # a message must never be what fails
+        return None
+    return found and found.text
+
+
+def number(value: Any) -> str:
+    value = value.item() if isinstance(value, Tensor) else value
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def times(units: float) -> str:
+    if math.isinf(units):
+        return "infinitely many times"
+    return f"{units:.2g} times" if units >= 1e4 else f"{units:.0f} times" if units >= 10 else (
+        f"{units:.1f} times"
+    )
+
+
+def short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def shape_text(value: Tensor) -> str:
+    return f"shape {list(value.shape)}"
+
+
+def values_text(value: Tensor) -> str:
+    """The first few values."""
+    flat = value.detach().flatten()[:6].cpu()
+    shown = ", ".join(number(each) for each in flat)
+    if value.dim() == 0:
+        return shown
+    return f"[{shown}{', ...' if value.numel() > 6 else ''}] of shape {list(value.shape)}"
+
+
+def plain(value: Any) -> str:
+    """A value of any type in a few words."""
+    if isinstance(value, Tensor):
+        return f"{values_text(value)}, {short(value.dtype)}"
+    if value is None:
+        return "None (is there a `return`?)"
+    if isinstance(value, (bool, int, float, str, list, tuple, dict)):
+        text = repr(value)
+        return (text if len(text) <= 120 else text[:117] + "...") + f" ({type(value).__name__})"
+    shape = getattr(value, "shape", None)
+    kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+    return f"a {kind}" + (f" of shape {list(shape)}" if shape is not None else "")
