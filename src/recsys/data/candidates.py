@@ -81,11 +81,14 @@ class CandidateFeatures:
         years = np.where(known, dataset.years, dataset.years[known].mean() if known.any() else 0)
         self.years = torch.from_numpy((years - years.mean()) / 10).float().to(device)  # decades
 
-    def __call__(self, history: Tensor, time: Tensor, candidates: Tensor) -> Tensor:
+    def __call__(
+        self, history: Tensor, length: Tensor, time: Tensor, candidates: Tensor
+    ) -> Tensor:
         """Features of B requests with C candidates each.
 
         Args:
-            history: (B, L) item index + 1, most recent first, padded with 0, as from `Sequences`.
+            history: (B, L) item index + 1, most recent first, padded with 0, as from `Sequences`;
+                max_history places are enough. length: (B,) how many items are known in all.
             time: (B,) int64 seconds; only what happened before counts as recent.
             candidates: (B, C) item indices; -1 for none (its features are those of item 0).
 
@@ -93,7 +96,6 @@ class CandidateFeatures:
             (B, C, F) float32, F = len(NAMES), in that order.
         """
         candidates = candidates.clamp(min=0)
-        length = (history > 0).sum(1)
         history = history[:, : self.max_history]
         past, is_item = (history - 1).clamp(min=0), history > 0
         weight = self.weights[: history.shape[1]] * is_item  # (B, L)

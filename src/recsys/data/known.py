@@ -24,7 +24,7 @@ KNOWN = {
     "ml-latest-small": Known(100_836, 610, 9_742, None),
     "ml-1m": Known(1_000_209, 6_040, 3_883, "c4d9eecfca2ab87c1945afe126590906"),
     "ml-25m": Known(25_000_095, 162_541, 62_423, "6b51fb2759a8657d3bfcbfc42b592ada"),
-    "ml-32m": Known(32_000_204, 200_948, 87_585, None),
+    "ml-32m": Known(32_000_204, 200_948, 87_585, "d472be332d4daa821edc399621853b57"),
 }
 
 # The earliest rating of any of the sets is of 1995. A time that lost its last digit, as the last

@@ -35,14 +35,16 @@ def load(
     from recsys.data.locate import find_known, unpacked_copy
     from recsys.data.movielens import read_folder
 
-    if isinstance(source, str) and source in KNOWN:
-        return read_folder(find_known(source, progress), source)
     path = Path(source).expanduser()
-    if path.is_dir():
-        return read_folder(path)
-    if path.suffix.lower() == ".zip" and path.is_file():
-        folder = unpacked_copy(path)
-        return read_folder(folder)
+    try:
+        if isinstance(source, str) and source in KNOWN:
+            return read_folder(find_known(source, progress), source)
+        if path.is_dir():
+            return read_folder(path)
+        if path.suffix.lower() == ".zip" and path.is_file():
+            return read_folder(unpacked_copy(path))
+    except OSError as error:
+        raise DataError(f"{error.filename or path} cannot be read: {error.strerror}.") from None
     if path.is_file():
         raise DataError(f"{path} is a file. Expected the folder that holds it, or a zip file.")
     raise DataError(

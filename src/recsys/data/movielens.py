@@ -17,7 +17,7 @@ from recsys.data.assemble import Movies, Ratings, Users, assemble
 from recsys.data.dataset import Dataset
 from recsys.data.errors import DataError
 from recsys.data.known import check_known
-from recsys.data.tables import ID, read_lines, read_ratings, read_text
+from recsys.data.tables import ID, read_lines, read_movies, read_ratings
 
 FORMATS = {  # format -> files, alternatives in the order of preference
     "100k": (("u.data",), ("u.item",), ("u.genre",), ("u.user",)),
@@ -113,28 +113,7 @@ def _read_1m(data: Path, movie: Path, user: Path) -> tuple[Ratings, Movies, User
 
 def _read_csv(data: Path, movie: Path) -> tuple[Ratings, Movies, None]:
     ratings = Ratings(data.name, *read_ratings(data, ",", "0.5 to 5 in half stars"))
-    columns = ["movieId", "title", "genres"]
-    try:
-        table = pd.read_csv(movie, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        read_text(movie, "utf-8")  # names the line
-        raise
-    except ValueError as error:  # the parser's message names the line
-        raise DataError(f"{movie}: {error}. Expected {', '.join(columns)}.") from None
-    missing = [column for column in columns if column not in table]
-    if missing:
-        raise DataError(
-            f"{movie}, line 1: expected a header with {', '.join(columns)} "
-            f"({missing[0]} is missing)."
-        )
-    wrong = ~table["movieId"].str.fullmatch(ID).astype(bool)
-    if wrong.any():
-        row = int(wrong.to_numpy().argmax())
-        raise DataError(
-            f'{movie}, row {row + 1} after the header: movieId is "{table["movieId"].iloc[row]}" - '
-            "expected a whole number from 0 on."
-        )
-    return ratings, _movies(movie.name, table.rename(columns={"movieId": "id"})), None
+    return ratings, _movies(movie.name, read_movies(movie)), None
 
 
 READERS = {"100k": _read_100k, "1m": _read_1m, "csv": _read_csv}

@@ -7,6 +7,7 @@ the file read again, line by line, to name the first line that is wrong.
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from recsys.data.errors import DataError
 ID = r"\d{1,18}"  # what surely fits into 64 bits
 COLUMNS = ("user id", "item id", "rating", "Unix time")
 CSV_HEADER = ("userId", "movieId", "rating", "timestamp")
+MOVIES_HEADER = ("movieId", "title", "genres")
 SEPARATORS = {"\t": "tabs", "::": "'::'", ",": "commas"}
 SCALES = {  # scale of the ratings -> what one looks like
     "1 to 5": r"[1-5]",
@@ -61,6 +63,32 @@ def read_lines(path: Path, pattern: str, expected: str, encoding: str = "latin-1
     return table
 
 
+def read_movies(path: Path) -> pd.DataFrame:
+    """A CSV file with a header that names movieId, title and genres, as text columns (id, ...)."""
+    text = read_text(path, "utf-8-sig")
+    try:
+        # without NA values: a film can be called "NA"
+        table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
+    except ValueError as error:  # the parser's message names the line
+        reason = str(error).strip().replace("Error tokenizing data. C error: ", "")
+        raise DataError(f"{path}: {reason}. Expected {', '.join(MOVIES_HEADER)}.") from None
+    header = ", ".join(MOVIES_HEADER)
+    missing = [name for name in MOVIES_HEADER if name not in table]
+    if missing or not isinstance(table.index, pd.RangeIndex):
+        lacks = f"{missing[0]} is missing" if missing else "the next line has more fields"
+        raise DataError(_message(path, 1, text.split("\n")[0], f"a header with {header} ({lacks})"))
+    if table.empty:
+        raise DataError(f"{path} holds no films, only a header.")
+    wrong = ~table["movieId"].str.fullmatch(ID).to_numpy(bool)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise DataError(
+            f'{path}, film {row + 1} after the header: movieId is "{table["movieId"][row]}" - '
+            "expected a whole number from 0 on."
+        )
+    return table.rename(columns={"movieId": "id"})
+
+
 def read_ratings(path: Path, separator: str, scale: str) -> list[np.ndarray]:
     """The four columns of a rating file: user, item, rating, time.
 
@@ -71,41 +99,41 @@ def read_ratings(path: Path, separator: str, scale: str) -> list[np.ndarray]:
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty. Expected lines with {_expected(separator, scale)}.")
     try:
-        columns = _fast(path, separator, np.int64 if scale == "1 to 5" else np.float64)
+        columns = _fast(path, separator)
     except (ValueError, OverflowError):  # pandas' parser errors are ValueErrors
         columns = None
     if columns is not None and len(columns[0]) == 0:
         raise DataError(f"{path} holds no ratings, only a header.")
-    if columns is None or not _in_range(columns, scale):
+    if columns is None or not _right(columns, scale):
         raise _find_error(path, separator, scale)
     return columns
 
 
-def _fast(path: Path, separator: str, rating_type: type) -> list[np.ndarray] | None:
-    types = (np.int64, np.int64, rating_type, np.int64)
-    if separator == ",":
-        dtype = dict(zip(CSV_HEADER, types, strict=True))
-        table = pd.read_csv(path, usecols=list(dtype), dtype=dtype, index_col=False)
-        return [table[name].to_numpy() for name in CSV_HEADER]
+def _fast(path: Path, separator: str) -> list[np.ndarray] | None:
+    """The columns as the C parser takes them, or None if there are not just those."""
+    if separator == ",":  # without usecols, which silently drops surplus fields
+        table, names = pd.read_csv(path, low_memory=False), list(CSV_HEADER)
+        if not isinstance(table.index, pd.RangeIndex) or not set(names) <= set(table.columns):
+            return None  # the first line has more fields than the header, or a name is missing
+        return [table[name].to_numpy() for name in names]
     # "::" is a separator of two characters, for which pandas has no fast path: read it as two
     # separators of one, with an empty column between them.
-    step = len(separator)
-    table = pd.read_csv(
-        path,
-        sep=separator[0],
-        header=None,
-        dtype={step * column: kind for column, kind in enumerate(types)},
-        quoting=csv.QUOTE_NONE,
-        encoding="latin-1",
-    )
+    step, quoting = len(separator), csv.QUOTE_NONE
+    table = pd.read_csv(path, sep=separator[0], header=None, quoting=quoting, low_memory=False)
     between = [column for column in table if column % step]
     if table.shape[1] != 3 * step + 1 or table[between].notna().to_numpy().any():
         return None
     return [table[step * column].to_numpy() for column in range(4)]
 
 
-def _in_range(columns: list[np.ndarray], scale: str) -> bool:
+def _right(columns: list[np.ndarray], scale: str) -> bool:
     user, item, rating, time = columns
+    # The parser's own types tell: 9.65e+08, as spreadsheets write it, a gap or text is no integer.
+    whole = [column.dtype == np.int64 for column in columns]
+    if not (whole[0] and whole[1] and whole[3] and (whole[2] or scale != "1 to 5")):
+        return False
+    if rating.dtype.kind not in "if":
+        return False
     if min(user.min(), item.min(), time.min()) < 0:
         return False
     if scale == "1 to 5":
@@ -118,16 +146,18 @@ def _find_error(path: Path, separator: str, scale: str) -> DataError:
     patterns = [re.compile(pattern) for pattern in (ID, ID, SCALES[scale], ID)]
     expected = _expected(separator, scale)
     with path.open(encoding="utf-8-sig", errors="replace", newline="\n") as file:
+        lines = _fields(file, separator)
         positions: Sequence[int] = range(4)
-        for number, line, fields in _fields(file, separator):
-            if number == 1 and separator == ",":
-                missing = [name for name in CSV_HEADER if name not in fields]
-                if missing:
-                    expected = f"a header with {', '.join(CSV_HEADER)} ({missing[0]} is missing)"
-                    return DataError(_message(path, number, line, expected))
-                positions, width = [fields.index(name) for name in CSV_HEADER], len(fields)
-                continue
-            right = len(fields) == (width if separator == "," else 4) and all(
+        width = 4
+        if separator == ",":
+            number, line, header = next(lines, (1, "", []))
+            missing = [name for name in CSV_HEADER if name not in header]
+            if missing:
+                expected = f"a header with {', '.join(CSV_HEADER)} ({missing[0]} is missing)"
+                return DataError(_message(path, number, line, expected))
+            positions, width = [header.index(name) for name in CSV_HEADER], len(header)
+        for number, line, fields in lines:
+            right = len(fields) == width and all(
                 pattern.fullmatch(fields[at].strip())
                 for pattern, at in zip(patterns, positions, strict=True)
             )
@@ -140,8 +170,14 @@ def _fields(file: Iterable[str], separator: str) -> Iterator[tuple[int, str, lis
     for number, line in enumerate(file, start=1):
         line = line.rstrip("\r\n")
         if line.strip():
-            csv_line = separator == ","
-            yield number, line, next(csv.reader([line])) if csv_line else line.split(separator)
+            yield number, line, _split_csv(line) if separator == "," else line.split(separator)
+
+
+def _split_csv(line: str) -> list[str]:
+    try:
+        return next(csv.reader([line], strict=True))
+    except csv.Error:  # an open quote
+        return []
 
 
 def _expected(separator: str, scale: str) -> str:
