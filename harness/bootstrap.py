@@ -602,6 +602,8 @@ def explain(output):
     if has("ensurepip is not"):
         return "this Python has no ensurepip: on Debian and Ubuntu, sudo apt install python3-venv"
     missing = re.search(r"No matching distribution found for (\S+)", output)
+    if not missing and "depends on" not in output:
+        missing = re.search(r"The user requested \(constraint\) (\S+)", output)
     if missing:
         import platform
 
