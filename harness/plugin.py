@@ -36,7 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="whose recsys is tested: `reference`, `mine` (yours where you wrote it, the reference "
         "elsewhere) or a folder holding recsys/...; may be repeated, the first wins; then src",
     )
-    group.addoption("--device", choices=DEVICES, help="of the kata tests (default: cpu)")
+    group.addoption("--device", metavar="NAME", help="cpu, cuda or auto, of the kata tests")
 
 
 def impls_of(config: pytest.Config) -> list[str]:
@@ -69,7 +69,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from None
     device = config.getoption("--device") or os.environ.get("KATA_DEVICE") or "cpu"
     if device not in DEVICES:
-        raise pytest.UsageError(f"KATA_DEVICE={device}: expected one of {', '.join(DEVICES)}")
+        raise pytest.UsageError(f"--device {device}: expected one of {', '.join(DEVICES)}")
     if device == "cuda":
         import torch
 
@@ -81,6 +81,9 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.requested_device = device
     config.stash[previous_roots] = overlay.installed() if overlay.is_installed() else None
     overlay.install(roots)
+    hide = Hide()
+    config.pluginmanager.register(hide)
+    config.pluginmanager.register(Show(hide))
     if only_katas(config) and config.option.verbose == 0:
         config.option.no_header = True  # the message needs the screen
 
@@ -196,37 +199,49 @@ def red_of(report: Any) -> message.Red | None:
     return message.Red(**facts) if facts and facts["facts"] else None
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_terminal_summary(terminalreporter: Any) -> Generator[None, None, None]:
-    """Print the first red rung whole and the others in a line, instead of a section for each."""
-    stats = terminalreporter.stats
-    style = terminalreporter.config.option.tbstyle
-    taken: dict[str, list[Any]] = {}
-    reds = []
-    if style in ("auto", "short"):
-        for kind in ("failed", "error"):
-            mine = [report for report in stats.get(kind, []) if red_of(report)]
-            reds += [red_of(report) for report in mine]
-            if mine:
-                taken[kind] = list(stats[kind])
-                stats[kind] = [report for report in taken[kind] if report not in mine]
-    if reds and "warnings" in stats and only_katas(terminalreporter.config):
-        taken["warnings"] = stats.pop("warnings")
-    if reds and not terminalreporter.no_summary:
-        write(terminalreporter, sorted(reds, key=lambda red: red.order))
-    if terminalreporter.config.option.reportchars != "fE":  # -r: the lines were asked for
-        stats.update(taken)
-    try:
-        return (yield)
-    finally:
-        stats.update(taken)  # the last line counts them
+class Hide:
+    """Takes the reports of red katas out of sight while pytest prints a section for each failure.
+
+    pytest prints its sections, then calls `Show`, then lists what -r asks for, then counts.
+    """
+
+    def __init__(self) -> None:
+        self.all: dict[str, list[Any]] = {}
+        self.reds: list[message.Red] = []
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_terminal_summary(self, terminalreporter: Any) -> Generator[None, None, None]:
+        stats, config = terminalreporter.stats, terminalreporter.config
+        if config.option.tbstyle in ("auto", "short"):
+            for kind in ("failed", "error"):
+                explained = [red_of(report) for report in stats.get(kind, [])]
+                self.reds += [red for red in explained if red]
+                if any(explained):
+                    self.all[kind] = stats[kind]
+                    stats[kind] = [report for report in stats[kind] if not red_of(report)]
+        if self.reds and "warnings" in stats and only_katas(config):
+            self.all["warnings"] = stats.pop("warnings")
+        try:
+            return (yield)
+        finally:
+            stats.update(self.all)  # the last line counts them
 
 
-def write(terminal: Any, reds: list[message.Red]) -> None:
-    lines = message.screen(reds[0], reds[1:], terminal._tw.fullwidth)
-    terminal.write_line(lines[0], red=True, bold=True)
-    for line in lines[1:]:
-        terminal.write_line(line)
+class Show:
+    """Shows the first red rung whole and the others in a line."""
+
+    def __init__(self, hidden: Hide) -> None:
+        self.hidden = hidden
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        reds = sorted(self.hidden.reds, key=lambda red: red.order)
+        if reds and not terminalreporter.no_summary:
+            lines = message.screen(reds[0], reds[1:], terminalreporter._tw.fullwidth)
+            terminalreporter.write_line(lines[0], red=True, bold=True)
+            for line in lines[1:]:
+                terminalreporter.write_line(line)
+        if terminalreporter.config.option.reportchars != "fE":  # -r: the list was asked for
+            terminalreporter.stats.update(self.hidden.all)
 
 
 # --- results for the runner -----------------------------------------------------------------------
