@@ -493,7 +493,7 @@ class Progress:
         self.doing = "asking the package index"
         self.since = self.said = self.now()
         self.seen = set()
-        self.total = 0
+        self.total = self.before = 0
 
     def take(self, line):
         """Make what it means of one line of pip's."""
@@ -503,7 +503,7 @@ class Progress:
             if wheel:
                 self.package(os.path.basename(wheel[0]), words)
         elif line.startswith("Installing collected packages:"):
-            self.total = line.count(",") + 1
+            self.total, self.before = line.count(",") + 1, self.installed()
             self.start("installing %d packages" % self.total, show=True)
         elif "Retrying (" in line and "retry" not in self.seen:
             self.seen.add("retry")
@@ -532,7 +532,8 @@ class Progress:
         """Called about twice a second while pip is silent."""
         doing = self.doing
         if self.total:
-            doing = "installed %d of %d packages" % (min(self.installed(), self.total), self.total)
+            done = min(max(0, self.installed() - self.before), self.total)
+            doing = "installed %d of %d packages" % (done, self.total)
         text = "%s ... %s" % (" ".join(doing.split()), duration(self.now() - self.since))
         if self.live:
             sys.stderr.write("\r\033[K      %s" % text[:72])
@@ -542,12 +543,12 @@ class Progress:
             self.said = self.now()
 
     def installed(self):
-        """How many packages lie there whole; pip itself came with the environment."""
+        """How many packages lie there whole."""
         import glob
 
         pattern = os.path.join("*.dist-info", "INSTALLER")
         return sum(
-            len(glob.glob(os.path.join(glob.escape(folder), pattern))) - 1
+            len(glob.glob(os.path.join(glob.escape(folder), pattern)))
             for folder in site_packages(self.root)
         )
 

@@ -320,3 +320,14 @@ def test_a_long_step_shows_that_it_lives(tmp_path, capsys):
     progress.alive()
     progress.alive()  # once every 15 s
     assert said(capsys).splitlines() == ["      asking the package index ... 16 s"]
+
+
+def test_installing_counts_what_is_new(tmp_path, monkeypatch, capsys):
+    progress = bootstrap.Progress(str(tmp_path))
+    start = progress.now()
+    monkeypatch.setattr(progress, "installed", lambda: 30)
+    progress.take("Installing collected packages: six, numpy, torch")
+    monkeypatch.setattr(progress, "installed", lambda: 32)
+    progress.now = lambda: start + 40
+    progress.alive()
+    assert "installed 2 of 3 packages ... 40 s" in said(capsys)
