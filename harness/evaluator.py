@@ -109,3 +109,44 @@ def popularity_lists(
     top = np.argsort(-scores, axis=1, kind="stable")[:, :length]
     top_scores = np.take_along_axis(scores, top, axis=1)
     return np.where(np.isneginf(top_scores), -1, top), top_scores
+
+
+def ranking_figures(items: np.ndarray, logits: np.ndarray, target: np.ndarray) -> dict[str, float]:
+    """How well logits tell the chosen candidate from the others of its list.
+
+    Over the lists that hold the target; the probability of a candidate is the softmax over its
+    list, and log loss and entropy are those of the yes-or-no question put to every pair.
+
+    Args:
+        items, logits: (U, C) candidates (-1: none) and their logits. target: (U,).
+
+    Returns:
+        lists: how many hold the target. auc: mean over lists, a tie counts half. logloss: of the
+        pairs. normalized_entropy: logloss over that of always saying the share of positives.
+    """
+    held = (items == target[:, None]).any(1)
+    items, target = items[held], target[held]
+    z = np.where(np.isnan(logits[held]) | (items < 0), -np.inf, logits[held]).astype(np.float64)
+    positive, real = items == target[:, None], items >= 0
+    own = np.where(positive, z, -np.inf).max(1, keepdims=True)
+    others = real & ~positive
+    auc = ((z < own) & others).sum(1) + 0.5 * ((z == own) & others).sum(1)
+    z = z - z.max(1, keepdims=True)
+    p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+    p = np.clip(p, 1e-12, 1 - 1e-12)
+    loss = -np.where(positive, np.log(p), np.log1p(-p))[real].mean()
+    base = positive[real].mean()
+    entropy = -(base * np.log(base) + (1 - base) * np.log(1 - base))
+    return {
+        "lists": len(items),
+        "auc": float((auc / others.sum(1).clip(min=1)).mean()),
+        "logloss": float(loss),
+        "normalized_entropy": float(loss / entropy),
+    }
+
+
+def reorder(items: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lists in the order of falling logits; candidates that are none come last."""
+    logits = np.where(np.isnan(logits) | (items < 0), -np.inf, logits)
+    order = np.argsort(-logits, axis=1, kind="stable")
+    return np.take_along_axis(items, order, 1), np.take_along_axis(logits, order, 1)

@@ -44,11 +44,14 @@ def write(
     result: dict[str, Any], outcome: dict[str, Any], example: list[dict[str, Any]], out: Path
 ) -> None:
     """Write all files of a run into `out`."""
-    retrieval = outcome["retrieval"]
+    retrieval, final = outcome["retrieval"], outcome["final"]
     np.savez_compressed(
         out / "lists.npz",
         retrieval_items=retrieval["items"].astype(np.int32),
         retrieval_scores=retrieval["scores"].astype(np.float32),
+        ranking_logits=outcome["ranking"]["logits"].astype(np.float32),
+        final_items=final["items"].astype(np.int32),
+        final_scores=final["scores"].astype(np.float32),
     )
     text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False)
     (out / "report.json").write_text(text + "\n", encoding="utf-8")
@@ -77,9 +80,11 @@ def plot_training(retrieval: dict[str, Any], path: Path) -> None:
 def plot_quality(result: dict[str, Any], path: Path) -> None:
     """NDCG@10 and hit rate of the stages beside the popularity baseline."""
     figure, axis = _figure()
-    stages = {"popularity": result["baselines"]["popularity"], "retrieval": result["retrieval"]}
-    if result["final"]["ndcg@10"] is not None:
-        stages["final"] = result["final"]
+    stages = {
+        "popularity": result["baselines"]["popularity"],
+        "retrieval": result["retrieval"],
+        "final": result["final"],
+    }
     width = 0.38
     for shift, metric in ((-width / 2, "ndcg@10"), (width / 2, "hit_rate@10")):
         places = np.arange(len(stages)) + shift
@@ -94,9 +99,8 @@ def plot_quality(result: dict[str, Any], path: Path) -> None:
 def markdown(result: dict[str, Any], example: list[dict[str, Any]]) -> str:
     """The report for reading: figures, where they come from, plots, recommendations."""
     data, retrieval = result["data"], result["retrieval"]
-    popularity = result["baselines"]["popularity"]
-    low, high = retrieval["ndcg@10_interval"]
-    gain_low, gain_high = retrieval["gain_over_popularity_interval"]
+    popularity, final = result["baselines"]["popularity"], result["final"]
+    ranking = result["ranking"]
     lines = [
         f"# Run on {data['name']}",
         "",
@@ -113,9 +117,20 @@ def markdown(result: dict[str, Any], example: list[dict[str, Any]]) -> str:
         f"| popularity | {popularity['ndcg@10']:.4f} | {popularity['hit_rate@10']:.4f} | | |",
         f"| retrieval | {retrieval['ndcg@10']:.4f} | {retrieval['hit_rate@10']:.4f} "
         f"| {retrieval['mrr@10']:.4f} | {retrieval['recall@100']:.4f} |",
+        f"| final (ranked) | {final['ndcg@10']:.4f} | {final['hit_rate@10']:.4f} "
+        f"| {final['mrr@10']:.4f} | |",
         "",
-        f"95 % interval of retrieval NDCG@10 over users: {low:.4f} to {high:.4f}; of its paired "
-        f"gain over popularity: {gain_low:+.4f} to {gain_high:+.4f}.",
+        "95 % intervals over users:",
+        "",
+        f"- retrieval NDCG@10 {_interval(retrieval, 'ndcg@10_interval')}, paired gain over "
+        f"popularity {_interval(retrieval, 'gain_over_popularity_interval')};",
+        f"- final NDCG@10 {_interval(final, 'ndcg@10_interval')}, paired gain over retrieval "
+        f"{_interval(final, 'gain_over_retrieval_interval')}.",
+        "",
+        f"The ranker, on the {ranking['lists']:,} lists that hold the item chosen next: AUC "
+        f"{ranking['auc']:.3f} within lists, log loss {ranking['logloss']:.4f}, normalised entropy "
+        f"{ranking['normalized_entropy']:.3f}. With its scores shuffled within each list NDCG@10 "
+        f"would be {ranking['shuffled_ndcg@10']:.4f}.",
         "",
         f"Training: {retrieval['epochs']} epochs in {retrieval['train_seconds']:.1f} s, "
         f"{retrieval['train_examples_per_second']:,.0f} examples a second, "
@@ -158,8 +173,10 @@ def show(result: dict[str, Any], out: Path) -> None:
     print(f"{'popularity':12}{popularity['ndcg@10']:9.4f}{popularity['hit_rate@10']:9.4f}")
     print(
         f"{'retrieval':12}{retrieval['ndcg@10']:9.4f}{retrieval['hit_rate@10']:9.4f}"
-        f"{retrieval['recall@100']:12.4f}\n"
+        f"{retrieval['recall@100']:12.4f}"
     )
+    final = result["final"]
+    print(f"{'final':12}{final['ndcg@10']:9.4f}{final['hit_rate@10']:9.4f}\n")
     for person in result["examples"]:
         print(f"User {person['user']} watched {_short('; '.join(person['watched'][:2]), 52)}")
         for film in person["recommended"][:3]:
@@ -169,6 +186,11 @@ def show(result: dict[str, Any], out: Path) -> None:
     print(f"\n{len(yours)} of {total} parts are yours{': ' if yours else ''}{', '.join(yours)}")
     print(f"{result['seconds']:.0f} s. Report: {out / 'report.md'}")
     print("Next: `./kata` shows the board and where to begin.")
+
+
+def _interval(section: dict[str, Any], key: str) -> str:
+    low, high = section[key]
+    return f"{low:.4f} to {high:.4f}"
 
 
 def _short(text: str, width: int) -> str:

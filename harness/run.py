@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from harness import evaluator, overlay, report
+from harness import evaluator, message, overlay, report
 from harness.errors import LearnerError, UsageError
-from harness.message import learner_failure
 from harness.paths import ROOT
 from harness.progress import Reporter
 
 LIST_LENGTH = 100  # recall@100 needs that many
+STAGES = ("retrieval", "final")  # each gives ranked lists
 
 
 def main(args: argparse.Namespace) -> int:
@@ -45,7 +45,9 @@ def main(args: argparse.Namespace) -> int:
     except DataError as error:
         raise UsageError(str(error)) from None
     except LearnerError as error:
-        print(learner_failure(error.__cause__), file=sys.stderr)
+        red = message.explain(error.__cause__, None, Path(__file__))
+        red.title = "The run stopped: the code of the recommender failed"
+        print("\n" + "\n".join(message.screen(red)), file=sys.stderr)
         return 1
     report.show(result, out)
     return 0
@@ -103,7 +105,7 @@ def execute(
         **judged,
     }
     result["retrieval"]["peak_memory_mb"] = peak_memory_mb(torch_device)
-    examples = report.examples(dataset, split, outcome["retrieval"]["items"])
+    examples = report.examples(dataset, split, outcome["final"]["items"])
     report.write(result, outcome, examples, out)
     return result | {"examples": examples}
 
@@ -113,44 +115,53 @@ def judge(dataset: Any, split: Any, outcome: dict[str, Any]) -> dict[str, Any]:
     known = np.concatenate([split.train, split.validation])
     seen = evaluator.seen_offsets(dataset.user[known], dataset.item[known], dataset.num_users)
     users, target = dataset.user[split.test], dataset.item[split.test]
-    retrieval = outcome["retrieval"]
+    lists = {stage: (outcome[stage]["items"], outcome[stage]["scores"]) for stage in STAGES}
     try:
-        evaluator.check_lists(
-            retrieval["items"],
-            retrieval["scores"],
-            num_users=dataset.num_users,
-            num_items=dataset.num_items,
-            seen=seen,
-            length=LIST_LENGTH,
-        )
+        for items, scores in lists.values():
+            evaluator.check_lists(
+                items,
+                scores,
+                num_users=dataset.num_users,
+                num_items=dataset.num_items,
+                seen=seen,
+                length=LIST_LENGTH,
+            )
     except evaluator.InvalidLists as error:
         raise LearnerError("recsys.pipeline.run") from error
-    popular = evaluator.popularity_lists(
-        dataset.item[known], dataset.num_items, seen, LIST_LENGTH
+
+    def ranks_of(items: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        return evaluator.target_ranks(items[users], scores[users], target)
+
+    popularity = ranks_of(
+        *evaluator.popularity_lists(dataset.item[known], dataset.num_items, seen, LIST_LENGTH)
     )
-    baseline = evaluator.target_ranks(popular[0][users], popular[1][users], target)
-    ranks = evaluator.target_ranks(
-        retrieval["items"][users], retrieval["scores"][users], target
-    )
-    ndcg = evaluator.per_user(ranks, "ndcg", 10)
-    gain = ndcg - evaluator.per_user(baseline, "ndcg", 10)
-    seconds = retrieval["train_seconds"]
+    retrieval, final = (ranks_of(*lists[stage]) for stage in STAGES)
+    candidates, logits = outcome["retrieval"]["items"], outcome["ranking"]["logits"]
+    shuffled = np.random.default_rng(0).permuted(logits, axis=1)
+    seconds = outcome["retrieval"]["train_seconds"]
+    at_10 = [("hit_rate", 10), ("ndcg", 10), ("mrr", 10)]
     later = "not part of the pipeline yet"
     return {
-        "baselines": {"popularity": figures(baseline, [("hit_rate", 10), ("ndcg", 10)])},
+        "baselines": {"popularity": figures(popularity, [("hit_rate", 10), ("ndcg", 10)])},
         "retrieval": {
-            **figures(ranks, [("hit_rate", 10), ("ndcg", 10), ("mrr", 10), ("recall", 100)]),
+            **figures(retrieval, [*at_10, ("recall", 100)]),
             "users": len(users),
-            "ndcg@10_interval": evaluator.bootstrap_interval(ndcg),
-            "gain_over_popularity_interval": evaluator.bootstrap_interval(gain),
-            "epochs": retrieval["epochs"],
+            **intervals(retrieval, popularity, "popularity"),
+            "epochs": outcome["retrieval"]["epochs"],
             "train_seconds": round(seconds, 3),
-            "train_examples_per_second": round(retrieval["train_examples"] / seconds, 1),
+            "train_examples_per_second": round(outcome["retrieval"]["train_examples"] / seconds, 1),
         },
-        "ranking": unmeasured(
-            ["auc", "logloss", "normalized_entropy", "train_seconds", "shuffled_ndcg@10"], later
-        ),
-        "final": unmeasured(["hit_rate@10", "ndcg@10", "mrr@10"], later),
+        "ranking": {
+            **evaluator.ranking_figures(candidates[users], logits[users], target),
+            "train_seconds": round(outcome["ranking"]["train_seconds"], 3),
+            **{
+                f"shuffled_{name}": value
+                for name, value in figures(
+                    ranks_of(*evaluator.reorder(candidates, shuffled)), [("ndcg", 10)]
+                ).items()
+            },
+        },
+        "final": {**figures(final, at_10), **intervals(final, retrieval, "retrieval")},
         "cold_start": {
             **unmeasured(["items", "recall@10", "encoder"], later),
             "floors": {"random": None, "content": None},
@@ -165,6 +176,15 @@ def judge(dataset: Any, split: Any, outcome: dict[str, Any]) -> dict[str, Any]:
             later,
         ),
     }  # fmt: skip
+
+
+def intervals(ranks: np.ndarray, below: np.ndarray, name: str) -> dict[str, Any]:
+    """95 % intervals over users of NDCG@10 and of its paired gain over another stage."""
+    ndcg, base = (evaluator.per_user(r, "ndcg", 10) for r in (ranks, below))
+    return {
+        "ndcg@10_interval": evaluator.bootstrap_interval(ndcg),
+        f"gain_over_{name}_interval": evaluator.bootstrap_interval(ndcg - base),
+    }
 
 
 def figures(ranks: np.ndarray, wanted: list[tuple[str, int]]) -> dict[str, float]:

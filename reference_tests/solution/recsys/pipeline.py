@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from recsys.data.dataset import Dataset
-from recsys.data.features import Feature, item_features, user_features
+from recsys.data.candidates import NAMES, CandidateFeatures
+from recsys.data.features import Feature, history_feature, item_features, user_features
 from recsys.data.sequences import Sequences
 from recsys.data.splits import Split
 from recsys.evaluation.metrics import full_ranking, list_metrics
 from recsys.models.embedding import hash_ids
+from recsys.models.ranking import RankingModel, binary_loss, listwise_loss
 from recsys.models.tower import TwoTower
 from recsys.training.loop import FitConfig, FitResult, fit
 from recsys.training.losses import full_softmax_loss, in_batch_softmax_loss
@@ -40,6 +43,7 @@ class RetrievalData:
     def __init__(
         self, dataset: Dataset, rows: np.ndarray, config: Mapping[str, Any], device: torch.device
     ) -> None:
+        self.rows = rows
         self.sequences = Sequences(dataset, rows, device=device)
         self.max_history = config["max_history"]
         self.num_users = dataset.num_users
@@ -52,7 +56,7 @@ class RetrievalData:
             buckets = config["user_buckets"]
             users["user_id"] = 1 + hash_ids(dataset.user_ids.tolist(), buckets, salt="user")
             user_specs.append(Feature("user_id", "id", buckets + 1))
-        history = Feature("history", "history", size=dataset.num_items + 1, table="item")
+        history = history_feature(dataset)
         self.user_specs = [
             spec for spec in [history, *user_specs] if spec.name in config["user_features"]
         ]
@@ -74,10 +78,10 @@ class RetrievalData:
         batch["target"] = self.sequences.items[position] - 1
         return batch
 
-    def user_batch(self, user: Tensor) -> dict[str, Tensor]:
-        """Users as they are after all training rows."""
+    def user_batch(self, user: Tensor, history: Tensor) -> dict[str, Tensor]:
+        """Users by index, as they are with a history (B, L) of item index + 1."""
         batch = {name: column[user] for name, column in self.users.items()}
-        batch["history"] = self.sequences.user_history(user, self.max_history)
+        batch["history"] = history[:, : self.max_history]
         return batch
 
     def item_batch(self, item: Tensor) -> dict[str, Tensor]:
@@ -123,19 +127,52 @@ def retrieval_loss(
     return {"in_batch": in_batch, "full": full}[config["loss"]]
 
 
+@dataclass(frozen=True)
+class Requests:
+    """Moments at which users are to be recommended something.
+
+    Attributes:
+        sequences: the users' items. user: (R,) user indices.
+        end: (R,) places in the sequences: what lies before is known, nothing else.
+        time: (R,) seconds.
+    """
+
+    sequences: Sequences
+    user: Tensor
+    end: Tensor
+    time: Tensor
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def history(self, index: Tensor, length: int) -> Tensor:
+        """(B,) requests to (B, length) item index + 1, most recent first, padded with 0."""
+        return self.sequences.until(self.user[index], self.end[index], length)
+
+
+def requests_after_all(dataset: Dataset, data: RetrievalData) -> Requests:
+    """One request for each user, in order, after all of their rows."""
+    user = torch.arange(dataset.num_users, device=data.sequences.items.device)
+    # the moment is not known before it comes, so "now" is when the user was last here
+    last = np.zeros(dataset.num_users, dtype=np.int64)
+    np.maximum.at(last, dataset.user[data.rows], dataset.time[data.rows])
+    time = torch.from_numpy(last).to(user.device)
+    return Requests(data.sequences, user, data.sequences.start[1:], time)
+
+
 @torch.no_grad()
 def retrieve(
-    model: TwoTower, data: RetrievalData, *, k: int, chunk_size: int
+    model: TwoTower, data: RetrievalData, requests: Requests, *, k: int, chunk_size: int
 ) -> tuple[Tensor, Tensor]:
-    """The k best unseen items of every user: (num_users, k) items and scores."""
+    """The k best items of each request that its user has not seen: (R, k) items and scores."""
     items = model.item_tower(data.items)
 
-    def score(users: Tensor) -> Tensor:
-        return model.user_tower(data.user_batch(users)) @ items.T
+    def score(index: Tensor) -> Tensor:
+        history = requests.history(index, data.max_history)
+        return model.user_tower(data.user_batch(requests.user[index], history)) @ items.T
 
-    return full_ranking(
-        score, data.num_users, seen=data.sequences.seen(), k=k, chunk_size=chunk_size
-    )
+    seen = requests.sequences.seen_until(requests.user, requests.end)
+    return full_ranking(score, len(requests), seen=seen, k=k, chunk_size=chunk_size)
 
 
 def train_retrieval(
@@ -145,14 +182,14 @@ def train_retrieval(
     seed: int,
     device: torch.device,
     epochs: int | None = None,
-    validation: tuple[Tensor, Tensor] | None = None,
+    validation: tuple[Requests, Tensor] | None = None,
     log: Log | None = None,
     checkpoint: Path | None = None,
 ) -> tuple[TwoTower, FitResult]:
     """Train the two-tower model, for ``epochs`` or until the validation NDCG@10 stops rising.
 
     Args:
-        validation: (users, targets), items that the users chose next; not among the rows of data.
+        validation: requests and what the users chose then; not among the rows of data.
     """
     torch.manual_seed(seed)
     model = build_retrieval(data, config).to(device)
@@ -161,11 +198,11 @@ def train_retrieval(
         settings = dataclasses.replace(settings, epochs=epochs)
     metric_fn = None
     if validation is not None:
-        users, targets = validation
+        requests, targets = validation
 
         def metric_fn(model: nn.Module) -> float:
-            items, scores = retrieve(model, data, k=10, chunk_size=config["chunk_size"])
-            return list_metrics(items[users], scores[users], targets)["ndcg@10"]
+            items, scores = retrieve(model, data, requests, k=10, chunk_size=config["chunk_size"])
+            return list_metrics(items, scores, targets)["ndcg@10"]
 
     def on_epoch(epoch: int, loss: float, metric: float | None) -> None:
         if log is not None:
@@ -184,6 +221,114 @@ def train_retrieval(
         on_epoch=on_epoch,
     )
     return model.eval(), result
+
+
+class RankingData:
+    """Requests, their candidates and what is known of each pair, as columns on one device.
+
+    Args:
+        requests, items, scores: what was asked and what retrieval answered, (R, C).
+        features: statistics of rows that hold no target of these requests.
+        positive: (R,) the item that was chosen, if known; requests whose candidates do not hold
+            it are left out, as no ranker could have helped them.
+
+    Attributes:
+        dense: (R, C, F) features, stage-one score and place among them; not yet standardised.
+        labels: (R, C), 1 for what was chosen.
+    """
+
+    def __init__(
+        self,
+        requests: Requests,
+        items: Tensor,
+        scores: Tensor,
+        features: CandidateFeatures,
+        *,
+        positive: Tensor | None = None,
+        chunk_size: int = 256,
+    ) -> None:
+        index = torch.arange(len(requests), device=items.device)
+        if positive is not None:
+            index = index[(items == positive[:, None]).any(1)]
+            self.labels = (items[index] == positive[index, None]).float()
+        self.items = items[index]
+        parts = []
+        for part in index.split(chunk_size):
+            history = requests.history(part, features.max_history)
+            length = requests.end[part] - requests.sequences.start[requests.user[part]]
+            parts.append(features(history, length, requests.time[part], items[part]))
+        scores = scores[index].masked_fill(self.items < 0, -1.0)
+        place = torch.arange(items.shape[1], device=items.device).add(1.0).log().expand_as(scores)
+        self.dense = torch.cat([torch.cat(parts), scores[:, :, None], place[:, :, None]], dim=2)
+
+
+def train_ranker(
+    data: RankingData, config: Mapping[str, Any], *, seed: int, log: Log | None = None
+) -> tuple[Callable[[RankingData], Tensor], FitResult]:
+    """Train the second stage to find the chosen item among the candidates.
+
+    Returns:
+        a function that gives the (R, C) logits of any RankingData, and what training did.
+    """
+    torch.manual_seed(seed)
+    num_candidates = data.items.shape[1]
+    mean = data.dense.mean((0, 1))
+    std = data.dense.std((0, 1)).clamp(min=1e-6)
+    model = RankingModel(
+        [Feature("dense", "dense", len(NAMES) + 2)],
+        **{name: config[name] for name in MODEL_OPTIONS},
+    ).to(data.dense.device)
+
+    def columns(data: RankingData, index: Tensor) -> dict[str, Tensor]:
+        return {"dense": ((data.dense[index] - mean) / std).flatten(0, 1)}
+
+    def make_batch(index: Tensor) -> dict[str, Tensor]:
+        return {**columns(data, index), "label": data.labels[index].flatten()}
+
+    def loss_fn(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        logits = model(batch)
+        if config["loss"] == "binary":
+            return binary_loss(logits, batch["label"])
+        lists = (-1, num_candidates)
+        return listwise_loss(logits.view(lists), batch["label"].view(lists))
+
+    def on_epoch(epoch: int, loss: float, metric: float | None) -> None:
+        if log is not None:
+            log("loss", loss, epoch)
+
+    result = fit(
+        model,
+        loss_fn,
+        len(data.items),
+        make_batch,
+        FitConfig(**config["fit"], seed=seed),
+        on_epoch=on_epoch,
+    )
+    model.eval()
+
+    @torch.no_grad()
+    def score(data: RankingData) -> Tensor:
+        index = torch.arange(len(data.items), device=data.items.device)
+        logits = [model(columns(data, part)) for part in index.split(512)]
+        return torch.cat(logits).view(-1, num_candidates)
+
+    return score, result
+
+
+MODEL_OPTIONS = (
+    "embedding_dim", "num_cross_layers", "rank", "hidden_dims", "dropout", "structure",
+)  # fmt: skip
+
+
+def split_off_last(dataset: Dataset, rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of each user, the rows before their last `count` (at most a third of them), and which
+    places of ``rows`` the others have."""
+    user = dataset.user[rows]
+    total = np.bincount(user, minlength=dataset.num_users)
+    first = np.cumsum(total) - total
+    place = np.arange(len(rows)) - first[user]
+    held_out = place >= (total - np.minimum(count, total // 3))[user]
+    return rows[~held_out], np.flatnonzero(held_out)
 
 
 def run(
@@ -205,39 +350,69 @@ def run(
         config: a parsed YAML file of ``configs/``.
         log: ``log(stage, tag, value, step)``, for curves and progress.
 
+    The ranker learns from each user's last rows: a retrieval model and statistics that do not know
+    these rows propose candidates, the ranker learns which was chosen. Then retrieval and statistics
+    are fitted again on everything, and the ranker reorders what they propose.
+
     Returns:
-        ``{"retrieval": {"items", "scores": (num_users, list_length) arrays, best first,
-        "train_seconds", "train_examples", "epochs", "losses", "metrics"}}``.
+        ``{"retrieval": {"items", "scores", "train_seconds", "train_examples", "epochs", "losses",
+        "metrics"}, "ranking": {"logits", "train_seconds", "losses"}, "final": {"items",
+        "scores"}}``; items, scores and logits are (num_users, list_length) arrays, lists best
+        first, logits in the order of retrieval's lists.
     """
-    settings = config["retrieval"]
-    epochs = settings["fit"]["epochs"]
-    metrics: list[float] = []
-    if settings["select_epochs"]:
-        data = RetrievalData(dataset, split.train, settings, device)
-        users = torch.from_numpy(dataset.user[split.validation]).to(device)
-        targets = torch.from_numpy(dataset.item[split.validation]).to(device)
-        _, selection = train_retrieval(
+    settings, ranking = config["retrieval"], config["ranking"]
+    length, chunk_size = settings["list_length"], settings["chunk_size"]
+
+    def train(stage: str, rows: np.ndarray, **options: Any) -> tuple[RetrievalData, TwoTower, Any]:
+        data = RetrievalData(dataset, rows, settings, device)
+        if "validation" in options:
+            targets = torch.from_numpy(dataset.item[split.validation]).to(device)
+            asked = requests_after_all(dataset, data)
+            user = torch.from_numpy(dataset.user[split.validation]).to(device)
+            asked = Requests(data.sequences, user, asked.end[user], asked.time[user])
+            options["validation"] = (asked, targets)
+        model, result = train_retrieval(
             data,
             settings,
             seed=seed,
             device=device,
-            validation=(users, targets),
-            log=lambda tag, value, step: log("select epochs", tag, value, step),
+            log=lambda tag, value, step: log(stage, tag, value, step),
+            **options,
         )
+        return data, model, result
+
+    epochs, metrics = settings["fit"]["epochs"], []
+    if settings["select_epochs"]:
+        _, _, selection = train("select epochs", split.train, validation=True)
         epochs, metrics = selection.best_epoch, selection.metrics
     rows = _merge(split.train, split.validation, dataset)
-    data = RetrievalData(dataset, rows, settings, device)
-    model, result = train_retrieval(
-        data,
-        settings,
+
+    # the ranker, on what happened before its own targets
+    before, places = split_off_last(dataset, rows, ranking["targets_per_user"])
+    data, model, _ = train("train retrieval for the ranker", before, epochs=epochs)
+    everything = Sequences(dataset, rows, device=device)
+    end = torch.from_numpy(places).to(device)
+    asked = Requests(
+        everything, everything.user[end], end, torch.from_numpy(dataset.time[rows[places]]).to(device)
+    )
+    items, scores = retrieve(model, data, asked, k=ranking["candidates"], chunk_size=chunk_size)
+    statistics = CandidateFeatures(dataset, before, device=device, **ranking["features"])
+    positive = everything.items[end] - 1
+    score, ranker = train_ranker(
+        RankingData(asked, items, scores, statistics, positive=positive),
+        ranking,
         seed=seed,
-        device=device,
-        epochs=epochs,
-        log=lambda tag, value, step: log("train retrieval", tag, value, step),
+        log=lambda tag, value, step: log("train ranker", tag, value, step),
     )
-    items, scores = retrieve(
-        model, data, k=settings["list_length"], chunk_size=settings["chunk_size"]
-    )
+
+    # everything again on all rows
+    data, model, result = train("train retrieval", rows, epochs=epochs)
+    asked = requests_after_all(dataset, data)
+    items, scores = retrieve(model, data, asked, k=length, chunk_size=chunk_size)
+    statistics = CandidateFeatures(dataset, rows, device=device, **ranking["features"])
+    logits = score(RankingData(asked, items, scores, statistics))
+    logits = logits.masked_fill(items < 0, float("-inf"))
+    final, order = logits.sort(dim=1, descending=True, stable=True)
     return {
         "retrieval": {
             "items": items.cpu().numpy(),
@@ -247,7 +422,13 @@ def run(
             "epochs": epochs,
             "losses": result.losses,
             "metrics": metrics,
-        }
+        },
+        "ranking": {
+            "logits": logits.cpu().numpy(),
+            "train_seconds": ranker.seconds,
+            "losses": ranker.losses,
+        },
+        "final": {"items": items.gather(1, order).cpu().numpy(), "scores": final.cpu().numpy()},
     }
 
 
