@@ -137,9 +137,10 @@ def test_files_converted_to_utf_8_are_read_as_that(tmp_path):
 
 
 def test_rated_items_that_the_movie_file_does_not_know(tmp_path):
-    data = load(folder_100k(tmp_path, u_item=SET_100K["u.item"][1:]))
-    assert data.titles == ["", "unknown", "Old One"] and data.years[0] == 0
-    assert not data.genres[0].any()
+    items = [SET_100K["u.item"][0], SET_100K["u.item"][2]]
+    data = load(folder_100k(tmp_path, u_item=items))
+    assert data.titles == ["Amélie (2001)", "", "Old One"] and data.years[1] == 0
+    assert data.genres.any(axis=1).tolist() == [True, False, True]
     assert len(data.notes) == 1 and "1 rated items are not in u.item" in data.notes[0]
 
 
@@ -198,6 +199,15 @@ def test_a_wrong_line_with_commas(tmp_path, line, at):
     lines.insert(at, line)
     folder = write(tmp_path / "own", {**SET_CSV, "ratings.csv": lines}, "utf-8")
     fails(folder, f'ratings.csv, line {at + 1}: "{line}"', "0.5 to 5 in half stars", "commas")
+
+
+def test_decimal_commas_are_no_surplus_fields(tmp_path):
+    rows = ["userId,movieId,rating,timestamp", "1,10,4,5,900", "1,20,3,0,901"]
+    folder = write(tmp_path / "a", {**SET_CSV, "ratings.csv": rows}, "utf-8")
+    fails(folder, 'ratings.csv, line 2: "1,10,4,5,900"')
+    rows = ["movieId,title,genres", "10,A, The,Drama", "20,B, The,Drama", "30,C, The,Drama"]
+    folder = write(tmp_path / "b", {**SET_CSV, "movies.csv": rows}, "utf-8")
+    fails(folder, "movies.csv, line 1", "the next line has more fields")
 
 
 def test_a_missing_header_is_named(tmp_path):

@@ -132,6 +132,15 @@ def test_popularity_drifts(data):
     assert near > far + 0.1
 
 
+def test_fresh_films_are_watched_more(data):
+    """Films that come out meanwhile: the first 90 days against the 90 days after."""
+    day, fresh = 86_400, data.years >= 2000
+    first = np.full(data.num_items, data.time.max())
+    np.minimum.at(first, data.item, data.time)
+    age = (data.time - first[data.item])[fresh[data.item]] // day
+    assert (age < 90).sum() > 1.3 * ((age >= 90) & (age < 180)).sum()
+
+
 def test_ratings_agree_with_taste(data):
     """A user's mean rating of a genre goes with how often it is chosen."""
     chosen = np.zeros((data.num_users, data.genres.shape[1]))
