@@ -87,7 +87,7 @@ def recall_at_k(scores: Tensor, relevance: Tensor, k: int, *, capped: bool = Fal
     """Share of a user's relevant items (grade above 0) among the first k.
 
     Divided by the number of relevant items; with ``capped=True`` by the smaller of that number and
-    k, so that a perfect list always has 1.
+    k, so that a perfect list always has 1. Arguments as in :func:`ndcg_at_k`.
 
     Returns:
         (U,) float64; NaN for a user without any relevant item.
@@ -98,7 +98,7 @@ def recall_at_k(scores: Tensor, relevance: Tensor, k: int, *, capped: bool = Fal
 
 
 def hit_rate_at_k(scores: Tensor, relevance: Tensor, k: int) -> Tensor:
-    """1 for a user with a relevant item among the first k, else 0.
+    """1 for a user with a relevant item (grade above 0) among the first k, else 0.
 
     Returns:
         (U,) float64; NaN for a user without any relevant item.
@@ -108,7 +108,7 @@ def hit_rate_at_k(scores: Tensor, relevance: Tensor, k: int) -> Tensor:
 
 
 def mrr_at_k(scores: Tensor, relevance: Tensor, k: int) -> Tensor:
-    """Reciprocal rank of a user's first relevant item if it is among the first k, else 0.
+    """Reciprocal rank of a user's first relevant item (grade above 0) in the first k, else 0.
 
     Returns:
         (U,) float64; NaN for a user without any relevant item.
@@ -123,6 +123,9 @@ def mrr_at_k(scores: Tensor, relevance: Tensor, k: int) -> Tensor:
 
 def mean_over_users(values: Tensor) -> tuple[float, int]:
     """Mean of the users whose value is defined (not NaN), and how many they are.
+
+    Args:
+        values: (U,) floating point.
 
     Returns:
         (mean, count); the mean is NaN if count is 0.
@@ -157,20 +160,27 @@ def full_ranking(
 ) -> tuple[Tensor, Tensor]:
     """Rank the whole catalogue for every user, without the items that they have seen.
 
-    Users are scored in chunks, so that no (num_users, N) tensor is made; the result does not
-    depend on ``chunk_size``. Nothing is sampled (Krichene and Rendle 2020, "On Sampled Metrics for
-    Item Recommendation").
+    Users are scored in order, ``chunk_size`` at a time, so that no (num_users, N) tensor is made;
+    the result does not depend on ``chunk_size``. Nothing is sampled (Krichene and Rendle 2020, "On
+    Sampled Metrics for Item Recommendation").
 
     Args:
-        score_fn: ``score_fn(users)``, (b,) int64 user indices to (b, N) scores; not changed.
+        score_fn: ``score_fn(users)``, (b,) int64 user indices to (b, N) scores of any number type,
+            compared as float32; the tensor that it returns is not changed.
+        num_users: at least 1; the users are ``0 .. num_users - 1``.
         seen: ``(items, offsets)`` on the device of the scores: user u has seen
-            ``items[offsets[u] : offsets[u + 1]]``, offsets of (num_users + 1,).
-        k: length of the lists; N if larger.
+            ``items[offsets[u] : offsets[u + 1]]`` (perhaps none, perhaps one twice), offsets of
+            (num_users + 1,).
+        k: length of the lists, at least 1; N if larger.
 
     Returns:
         (items, scores), each (num_users, min(k, N)): item indices with falling scores, int64, and
-        their scores, float32. Where fewer items than that are left, the rest is item -1 with score
-        minus infinity. NaN counts as minus infinity, and such an item is not recommended.
+        their scores, float32; equal scores in any order. NaN counts as minus infinity, and an item
+        with score minus infinity is never recommended: where fewer than min(k, N) items are left,
+        the rest of the list is item -1 with score minus infinity.
+
+    Raises:
+        ValueError: k below 1.
     """
     _check_k(k)
     items, offsets = seen
@@ -195,29 +205,32 @@ def list_metrics(
     """Metrics of ranked lists for one target item per user, as :func:`full_ranking` makes them.
 
     The rank of the target is the number of places whose score is not below its own (ties count
-    against it). A tie that reaches the end of the list may go on beyond it: such a target is not
-    found. With one relevant item, recall is the hit rate and the ideal DCG is 1. An item that a
-    list repeats counts once.
+    against it). A target that ties with others down to the last place is not found, since the tie
+    may go on beyond the list. (A target alone in the last place is found; for a list longer than
+    the cut that makes no difference.) NaN counts as minus infinity, and a target with that score
+    is not found. With one relevant item, recall is the hit rate and the ideal DCG is 1. A target
+    that a list repeats counts once, at its best score.
 
     Args:
         items: (U, K) item indices, best first, -1 for no item. scores: (U, K), falling.
-        target: (U,) item indices. ks: cuts, each at most K.
+        target: (U,) item indices, 0 or above. ks: cuts, each from 1 to K.
 
     Returns:
-        for every k: ``hit_rate@k``, ``ndcg@k``, ``mrr@k``, ``recall@k``, means over users.
+        for every k: ``hit_rate@k``, ``ndcg@k``, ``mrr@k``, ``recall@k``, means over all users (a
+        target that is not found counts 0).
 
     Raises:
-        ValueError: a cut beyond K (the list is too short to say).
+        ValueError: a cut below 1, or beyond K (the list is too short to say).
     """
     width = items.shape[1]
+    _check_k(min(ks))
     if max(ks) > width:
         raise ValueError(f"lists hold {width} items, too few for a cut at {max(ks)}")
     scores = _nan_to_last(scores)
-    found = items == target[:, None]
-    own = scores.masked_fill(~found, float("-inf")).amax(1, keepdim=True)
+    own = scores.masked_fill(items != target[:, None], float("-inf")).amax(1, keepdim=True)
     rank = (scores >= own).sum(1)
     open_tie = (rank == width) & ((scores == own).sum(1) > 1)
-    hit = found.any(1) & ~open_tie
+    hit = (own[:, 0] > float("-inf")) & ~open_tie
     result = {}
     for k in ks:
         within = (hit & (rank <= k)).double()
@@ -234,7 +247,7 @@ def auc(scores: Tensor, labels: Tensor) -> float:
     Over all pairs of all rows, never averaged over batches. NaN scores count as minus infinity.
 
     Args:
-        scores: (N,). labels: (N,), 0 or 1.
+        scores: (N,) floating point. labels: (N,), 0 or 1.
 
     Returns:
         From 0 to 1; NaN if there is only one class (no pair to compare).
