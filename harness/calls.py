@@ -37,6 +37,14 @@ def last_call(frame: FrameType, line: int | None = None) -> Call | None:
     return best and Call(text_of(best, values), name_of(best.func, values))
 
 
+def seen(frame: FrameType, line: int | None = None) -> Call | None:
+    """`last_call`, or None where it stumbles: a message must never be what fails."""
+    try:
+        return last_call(frame, line)
+    except Exception:
+        return None
+
+
 def statements(filename: str, first: int) -> list[ast.stmt]:
     """The simple statements, and the heads of compound ones, of the function at line `first`."""
     try:

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from harness import overlay
-from harness.calls import last_call
+from harness.calls import seen
 from harness.catalog import Kata
 from harness.paths import REFERENCE, ROOT
 
@@ -60,6 +60,9 @@ class Red:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+FIELDS = tuple(Red.__dataclass_fields__)
 
 
 # --- from an exception to facts -------------------------------------------------------------------
@@ -134,14 +137,10 @@ def raised(red: Red, error: BaseException, kata: Kata | None, test_file: Path) -
     in_code = [each for each in trace if is_learner_file(each[0].f_code.co_filename)]
     written = [each for each in in_code if "/recsys/data/" not in each[0].f_code.co_filename]
     name = None
-    if in_test:
-        try:
-            call = last_call(*in_test[-1])
-        except Exception:  # a message must never be what fails
-            call = None
-        if call:
-            red.facts.append(("called", call.text))
-            name = call.name
+    call = next(filter(None, (seen(*each) for each in reversed(in_test))), None)
+    if call:
+        red.facts.append(("called", call.text))
+        name = call.name
     plain_assert = isinstance(error, AssertionError) and not in_code
     text = str(error) or "(no message)"
     if plain_assert:

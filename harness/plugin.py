@@ -6,9 +6,8 @@ in one screen. Tests outside katas/ are reported by pytest as ever.
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ import pytest
 
 from harness import catalog, message, overlay, settings
 from harness.errors import UsageError
+from harness.events import emit
 from harness.paths import KATAS, ROOT
 
-RESULTS = "KATA_RESULTS"  # environment variable: the file that gets a JSON line for each event
 DEVICES = ("cpu", "cuda", "auto")
 
 previous_roots = pytest.StashKey[Any]()
@@ -212,7 +211,7 @@ class Hide:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_terminal_summary(self, terminalreporter: Any) -> Generator[None, None, None]:
         stats, config = terminalreporter.stats, terminalreporter.config
-        if config.option.tbstyle in ("auto", "short"):
+        if config.option.tbstyle in ("auto", "short", "line"):
             for kind in ("failed", "error"):
                 explained = [red_of(report) for report in stats.get(kind, [])]
                 self.reds += [red for red in explained if red]
@@ -268,19 +267,3 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if not hasattr(session.config, "workerinput"):
         emit({"event": "finish", "exit": int(exitstatus)})
-
-
-def emit(event: dict[str, Any]) -> None:
-    """Append a line to the file that KATA_RESULTS names; the runner reads it as it grows."""
-    file = os.environ.get(RESULTS)
-    if file and "PYTEST_XDIST_WORKER" not in os.environ:
-        with open(file, "a", encoding="utf-8") as lines:
-            lines.write(json.dumps(event) + "\n")
-
-
-def events(file: Path) -> Iterator[dict[str, Any]]:
-    """The complete lines of a results file."""
-    with open(file, encoding="utf-8") as lines:
-        for line in lines:
-            if line.endswith("\n"):
-                yield json.loads(line)

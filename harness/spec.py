@@ -23,23 +23,25 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
-
-import torch
-from torch import Tensor
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from harness import overlay, settings
-from harness.calls import last_call
+from harness.calls import Call, seen
 from harness.message import KataFailure, UnwrittenName
 from harness.paths import FIXTURES
 
+if TYPE_CHECKING:  # torch costs two seconds: a test that needs it imports it
+    import torch
+    from torch import Tensor
+
 Test = TypeVar("Test", bound=Callable[..., object])
 
-TOLERANCES = {  # dtype -> (rtol, atol), unless a test says otherwise
-    torch.float64: (1e-9, 1e-10),
-    torch.float32: (1e-5, 1e-6),
-    torch.bfloat16: (1.6e-2, 1e-3),
-    torch.float16: (2e-3, 1e-4),
+TOLERANCES = {  # dtype of the result -> (rtol, atol), unless a test says otherwise
+    "float64": (1e-9, 1e-10),
+    "float32": (1e-5, 1e-6),
+    "bfloat16": (1.6e-2, 1e-3),
+    "float16": (2e-3, 1e-4),
 }
 
 
@@ -91,11 +93,15 @@ def learner(name: str) -> Learner:
 
 def device() -> torch.device:
     """The device that --device names: make every input on it."""
+    import torch
+
     return torch.device(settings.device())
 
 
 def generator(seed: int) -> torch.Generator:
     """A seeded generator on the CPU: draw there and move, so that all devices see the same."""
+    import torch
+
     return torch.Generator().manual_seed(seed)
 
 
@@ -136,18 +142,20 @@ def assert_close(
         like: a tensor whose dtype and device the result must have.
         what: which part of the result this is, for example "gradient of user".
     """
-    call_text = call_of(call)
+    import torch
+
+    called = call_of(call)
     if like is not None:
         dtype = like.dtype
-    elif dtype is None and isinstance(expected, Tensor):
+    elif dtype is None and is_tensor(expected):
         dtype = expected.dtype
-    wanted = expected if isinstance(expected, Tensor) else torch.as_tensor(expected)
+    wanted = expected if is_tensor(expected) else torch.as_tensor(expected)
     wanted = wanted.detach().cpu()
 
     def wrong(came_back: str, should: str, *more: tuple[str, str]) -> NoReturn:
-        fail(came_back=came_back, expected=should, call=call_text, what=what, more=more)
+        fail(came_back=came_back, expected=should, call=called, what=what, more=more)
 
-    if not isinstance(actual, Tensor):
+    if not is_tensor(actual):
         wrong(plain(actual), f"a tensor of shape {list(wanted.shape)}")
     if actual.shape != wanted.shape:
         wrong(shape_text(actual), f"shape {list(wanted.shape)}", ("values", values_text(actual)))
@@ -168,17 +176,19 @@ def assert_scalar(
     what: str = "",
 ) -> None:
     """`actual` is the number `expected`: a float or a 0-dim tensor, either will do."""
-    call_text = call_of(call)
+    import torch
+
+    called = call_of(call)
     expected = float(expected)
 
     def wrong(came_back: str, should: str, *more: tuple[str, str]) -> NoReturn:
-        fail(came_back=came_back, expected=should, call=call_text, what=what, more=more)
+        fail(came_back=came_back, expected=should, call=called, what=what, more=more)
 
     if isinstance(actual, bool) or not (
         isinstance(actual, (int, float)) or getattr(actual, "shape", None) == ()
     ):
         wrong(plain(actual), f"a float or a 0-dim tensor: {number(expected)}")
-    if not isinstance(actual, Tensor):
+    if not is_tensor(actual):
         actual = torch.tensor(float(actual), dtype=torch.float64)
         rtol, atol = (1e-6 if rtol is None else rtol), (1e-7 if atol is None else atol)
     elif actual.dtype == torch.bool or actual.is_complex():
@@ -220,7 +230,7 @@ def expect_error(
     Args:
         about: a word, or several of which one is enough; upper and lower case are the same.
     """
-    call_text = call_of(call)
+    called = call_of(call)
     kinds = errors if isinstance(errors, tuple) else (errors,)
     words = (about,) if isinstance(about, str) else tuple(about)
     wanted = " or ".join(kind.__name__ for kind in kinds)
@@ -236,25 +246,25 @@ def expect_error(
             fail(
                 came_back=f"{type(error).__name__}: {text}" if text else type(error).__name__,
                 expected=wanted,
-                call=call_text,
+                call=called,
             )
         return
-    fail(came_back=f"no error, but {plain(result)}", expected=wanted, call=call_text)
+    fail(came_back=f"no error, but {plain(result)}", expected=wanted, call=called)
 
 
 def fail(
     *,
     expected: str,
     came_back: str | None = None,
-    call: str | None = None,
+    call: str | Call | None = None,
     what: str = "",
     more: Sequence[tuple[str, str]] = (),
 ) -> NoReturn:
     """Make the rung red with this message."""
-    name = None if call is None else call.partition("(")[0]
-    facts = [("called", call), ("looked at", what), ("came back", came_back)]
+    called = call if isinstance(call, Call) else call_of(call)
+    facts = [("called", called and called.text), ("looked at", what), ("came back", came_back)]
     facts += [("expected", expected), *more]
-    raise KataFailure([(label, text) for label, text in facts if text], name=name)
+    raise KataFailure([(label, text) for label, text in facts if text], called and called.name)
 
 
 # --- how ------------------------------------------------------------------------------------------
@@ -268,11 +278,13 @@ def compare(
     wrong: Callable[..., NoReturn],
 ) -> None:
     """Values only: the shapes agree. Calls `wrong` with what differs, and where first."""
+    import torch
+
     if wanted.numel() == 0:
         return
     mine = actual.detach().cpu()
     exact = not (mine.is_floating_point() or mine.is_complex())
-    usual = TOLERANCES.get(mine.dtype, (0.0, 0.0))
+    usual = TOLERANCES.get(short(mine.dtype), (0.0, 0.0))
     rtol = usual[0] if rtol is None else rtol
     atol = usual[1] if atol is None else atol
     if exact:
@@ -304,19 +316,21 @@ def compare(
     wrong(values_text(actual), values_text(wanted), *more)
 
 
-def call_of(call: str | None) -> str | None:
-    """`call`, or what the test that called the comparison last called."""
+def call_of(call: str | None) -> Call | None:
+    """What the test that called a comparison last called; `call` if it says so itself."""
+    frame: FrameType | None = sys._getframe(2)
+    test_file = frame.f_code.co_filename if frame else ""
+    found = None
+    while found is None and frame is not None and frame.f_code.co_filename == test_file:
+        found = seen(frame)  # a helper of the test may do the comparison
+        frame = frame.f_back
     if call is not None:
-        return call
-    try:
-        found = last_call(sys._getframe(2))
-    except Exception:  # a message must never be what fails
-        return None
-    return found and found.text
+        return Call(call, found.name if found else call.partition("(")[0])
+    return found
 
 
 def number(value: Any) -> str:
-    value = value.item() if isinstance(value, Tensor) else value
+    value = value.item() if is_tensor(value) else value
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
@@ -326,6 +340,11 @@ def times(units: float) -> str:
     return f"{units:.2g} times" if units >= 1e4 else f"{units:.0f} times" if units >= 10 else (
         f"{units:.1f} times"
     )
+
+
+def is_tensor(value: Any) -> bool:
+    torch = sys.modules.get("torch")  # not there: nobody made a tensor
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def short(dtype: torch.dtype) -> str:
@@ -347,7 +366,7 @@ def values_text(value: Tensor) -> str:
 
 def plain(value: Any) -> str:
     """A value of any type in a few words."""
-    if isinstance(value, Tensor):
+    if is_tensor(value):
         return f"{values_text(value)}, {short(value.dtype)}"
     if value is None:
         return "None (is there a `return`?)"

@@ -1,0 +1,126 @@
+"""The record of results: one JSON file in .kata/, written whole or not at all.
+
+Only runs of the learner's own code are in it. A result is stale when the kata's tests, its fixtures
+or its learner files are not those that it was made with.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from harness.catalog import DIGESTS, Kata
+from harness.paths import FIXTURES, SRC, STATE
+
+VERSION = 1
+RECORD = STATE / "record.json"
+
+
+@dataclass
+class Result:
+    """How a kata went the last time."""
+
+    digest: str  # of all that the result depends on
+    rungs: dict[str, str] = field(default_factory=dict)  # rung -> "passed" or "failed"
+    reason: str = ""  # why there is no result, if there is none
+    seconds: float = 0.0
+    when: str = ""
+
+    @property
+    def passed(self) -> int:
+        return sum(outcome == "passed" for outcome in self.rungs.values())
+
+
+def read() -> dict[str, Result]:
+    """Kata -> its last result. A file that cannot be read is set aside, and that is said."""
+    try:
+        text = RECORD.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        return set_aside(str(error))
+    try:
+        table = json.loads(text)
+        if table["version"] != VERSION:
+            return set_aside(f"its version is {table['version']}, not {VERSION}")
+        return {kata: Result(**result) for kata, result in table["katas"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return set_aside(f"{type(error).__name__}: {error}")
+
+
+def set_aside(why: str) -> dict[str, Result]:
+    aside = RECORD.with_name(f"record-unreadable-{time.strftime('%Y-%m-%d-%H%M%S')}.json")
+    try:
+        os.replace(RECORD, aside)
+    except OSError:
+        aside = RECORD
+    print(
+        f"kata: the record of results cannot be read ({why}); it is set aside as {aside} and a new "
+        "one begins: `kata test` fills it again",
+        file=sys.stderr,
+    )
+    return {}
+
+
+def write(kata: Kata, rungs: dict[str, str], *, digest: str, reason: str, seconds: float) -> None:
+    """Put one kata's result into the record, beside those of the others."""
+    when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    with locked():
+        results = read()
+        results[kata.id] = Result(digest, rungs, reason, round(seconds, 2), when)
+        table: dict[str, Any] = {"version": VERSION}
+        table["katas"] = {name: asdict(result) for name, result in sorted(results.items())}
+        save(RECORD, json.dumps(table, indent=1) + "\n")
+
+
+def save(path: Path, text: str) -> None:
+    """Whoever is killed at any moment leaves the old file or the new one."""
+    made = path.with_name(f"{path.name}.{os.getpid()}.new")
+    with open(made, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(made, path)
+
+
+@contextmanager
+def locked() -> Iterator[None]:
+    """One writer at a time; the lock of a process that died is free."""
+    STATE.mkdir(parents=True, exist_ok=True)
+    with open(STATE / "record.lock", "a") as file:
+        try:
+            import fcntl
+        except ImportError:  # Windows: the write itself is still whole or not at all
+            yield
+            return
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def digest_of(kata: Kata) -> str:
+    """Digest of the kata's folder, its fixtures and its learner files, as they are now."""
+    total = sha256()
+    for file in dependencies(kata):
+        total.update(file.name.encode() + b"\0")
+        total.update(file.read_bytes() if file.is_file() else b"(missing)")
+        total.update(b"\0")
+    return total.hexdigest()[:32]
+
+
+def dependencies(kata: Kata) -> list[Path]:
+    tests = [file for file in kata.folder.rglob("*") if file.suffix in (".py", ".toml")]
+    fixtures = [file for file in (FIXTURES / kata.id).rglob("*") if file.is_file()]
+    learner = [SRC / "recsys" / file for file in kata.files]
+    return [file for file in sorted(tests + fixtures) + learner if file.name != DIGESTS]
+
+
+def is_stale(kata: Kata, result: Result) -> bool:
+    return result.digest != digest_of(kata)

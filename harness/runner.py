@@ -1,0 +1,216 @@
+"""`kata test`: each kata in a child process of its own, which may crash, hang or flood.
+
+The child is pytest in a new session; it is killed as a group. What its tests did comes back as
+JSON lines (see plugin.py), so a kata without a result for each rung is red, with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness import catalog, events, message, overlay, record
+from harness.catalog import Kata
+from harness.errors import UsageError
+from harness.paths import ROOT
+
+TIMEOUT = 300.0  # seconds for a kata
+OUTPUT_LIMIT = 1 << 20  # bytes
+MEMORY_LIMIT = 6 << 30  # bytes of address space, on the CPU only
+
+
+@dataclass
+class KataResult:
+    """How one run of a kata went."""
+
+    kata: Kata
+    rungs: dict[str, str] = field(default_factory=dict)  # rung -> "passed" or "failed", all of them
+    reds: list[message.Red] = field(default_factory=list)
+    reason: str = ""  # why rungs have no result
+    output: str = ""
+    seconds: float = 0.0
+
+    @property
+    def passed(self) -> int:
+        return sum(outcome == "passed" for outcome in self.rungs.values())
+
+    @property
+    def ok(self) -> bool:
+        return not self.reason and not self.reds and self.passed == len(self.kata.rungs) > 0
+
+
+def run_kata(
+    kata: Kata,
+    impls: Sequence[str] = (),
+    device: str | None = None,
+    timeout: float = TIMEOUT,
+    *,
+    cwd: Path | None = None,
+) -> KataResult:
+    """Run a kata's tests in a fresh process. Nothing that they do is an error here."""
+    with tempfile.TemporaryDirectory(prefix="kata-") as folder:
+        results = Path(folder) / "results.jsonl"
+        results.touch()
+        command = [sys.executable, "-m", "pytest", str(kata.folder), "-q", "-c", "tox.ini"]
+        for impl in impls:
+            named = impl in ("mine", "reference")
+            command.append(f"--impl={impl if named else (cwd or Path.cwd()) / impl}")
+        command += ["--device", device] if device else []
+        begin = time.monotonic()
+        child = Child(command, results, memory=device in (None, "cpu"))
+        reason = child.wait(timeout)
+        result = KataResult(kata, output=child.output(), seconds=time.monotonic() - begin)
+        judge(result, events.read(results), reason)
+    return result
+
+
+class Child:
+    """A process in a session of its own, whose output is read and counted."""
+
+    def __init__(self, command: list[str], results: Path, *, memory: bool) -> None:
+        env = {k: v for k, v in os.environ.items() if k not in ("KATA_IMPL", "PYTEST_ADDOPTS")}
+        env |= {events.RESULTS: str(results), "PYTHONUNBUFFERED": "1", "COLUMNS": "80"}
+        self.process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self.chunks: list[bytes] = []
+        self.flooded = False
+        if memory:
+            limit_memory(self.process.pid)
+        self.reader = threading.Thread(target=self.read, daemon=True)
+        self.reader.start()
+
+    def read(self) -> None:
+        size = 0
+        assert self.process.stdout is not None
+        while chunk := os.read(self.process.stdout.fileno(), 1 << 16):
+            size += len(chunk)
+            if size > OUTPUT_LIMIT:
+                self.flooded = True
+                self.kill()
+                return
+            self.chunks.append(chunk)
+
+    def wait(self, timeout: float) -> str:
+        """Wait for the end, and end what it left behind; the reason if that was no proper one."""
+        try:
+            code = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return f"it took longer than {timeout:g} s"
+        except BaseException:  # Ctrl-C: leave nothing running
+            self.kill()
+            raise
+        finally:
+            self.kill()
+            self.process.wait()
+            self.reader.join(5)
+        if self.flooded:
+            return f"it printed more than {OUTPUT_LIMIT >> 20} MB"
+        if code < 0:
+            return f"the process was killed by {signal_name(-code)}"
+        return "" if code in (0, 1) else f"pytest ended with exit code {code}"
+
+    def kill(self) -> None:
+        """The whole group, whatever of it is left."""
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
+
+    def output(self) -> str:
+        return b"".join(self.chunks).decode("utf-8", "replace")
+
+
+def limit_memory(pid: int) -> None:
+    """An address space limit, where the system has one that can be set from outside."""
+    try:
+        import resource
+
+        resource.prlimit(pid, resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
+    except (ImportError, AttributeError, OSError, ValueError):
+        pass
+
+
+def signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def judge(result: KataResult, lines: list[dict[str, Any]], reason: str) -> None:
+    """From the events to a result for each rung; a rung without one is red."""
+    outcomes: dict[str, set[str]] = {}
+    running = ""
+    for line in lines:
+        if line["event"] == "start":
+            running = line["nodeid"].partition("::")[2]
+        elif line["event"] in ("setup", "call", "teardown"):
+            # a rung has passed when all its cases were called and passed
+            if line["event"] == "call" or line["outcome"] != "passed":
+                outcomes.setdefault(line["rung"], set()).add(line["outcome"])
+            if line["facts"]:
+                result.reds.append(message.Red(**{k: line[k] for k in message.FIELDS}))
+            running = "" if line["event"] == "teardown" else running
+    finished = any(line["event"] == "finish" for line in lines)
+    names = [rung.name for rung in result.kata.rungs]
+    missing = [name for name in names if name not in outcomes]
+    for name in [*names, *outcomes]:
+        result.rungs[name] = "passed" if outcomes.get(name) == {"passed"} else "failed"
+    if reason:
+        result.reason = reason + (f", in {running}" if running else "")
+    elif not names:
+        result.reason = "it has no rungs yet"
+    elif not finished:
+        result.reason = "the process ended early" + (f", in {running}" if running else "")
+    elif missing:
+        result.reason = f"no result for {', '.join(missing)}"
+    result.reds.sort(key=lambda red: red.order)
+
+
+def main(args: argparse.Namespace) -> int:
+    """`kata test [NN ...] [--impl ...]`: run katas isolated, and record the learner's own."""
+    katas = catalog.load()
+    chosen = [catalog.find(name, katas) for name in args.katas] or katas
+    if not chosen:
+        raise UsageError("there are no katas yet: katas/ has no kata.toml")
+    impls = args.impl or []
+    overlay.resolve(impls, Path.cwd())  # a wrong path is said once, before anything runs
+    reds: list[message.Red] = []
+    good = True
+    for kata in chosen:
+        digest = record.digest_of(kata)
+        result = run_kata(kata, impls, getattr(args, "device", None))
+        if not impls:
+            record.write(
+                kata, result.rungs, digest=digest, reason=result.reason, seconds=result.seconds
+            )
+        reds += result.reds
+        good = good and result.ok
+        state = "passing" if result.ok else "red"
+        line = f"{kata.id:<24} {state:<8} {result.passed}/{len(result.rungs)} rungs"
+        print(f"{line}  {result.seconds:.1f} s", flush=True)
+        if result.reason:
+            print(f"  no result: {result.reason}")
+            if not result.reds:
+                print("".join(f"  | {text}\n" for text in result.output.splitlines()[-8:]), end="")
+    if reds:
+        print()
+        print("\n".join(message.screen(reds[0], reds[1:])))
+    return 0 if good else 1
