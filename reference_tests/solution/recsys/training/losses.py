@@ -40,8 +40,9 @@ def in_batch_softmax_loss(
       of an item: ``s'[j, i] = <user[i], item[j]> / temperature`` over the same C, with the same
       weights. There the candidates are users, so logQ, a property of items, has no part in it.
 
-    The loss is computed in float32 at least (bfloat16 and float16 inputs are converted first, and
-    autocast has no effect on it) and stays finite at small temperatures (log-sum-exp, never exp alone).
+    The loss is computed in float32 at least (bfloat16 and float16 inputs are converted first, float64
+    stays, and autocast has no effect on it) and is exact at small temperatures too, where exp
+    overflows and a probability rounds to 0 (log-sum-exp, never exp alone). Inputs are not changed.
 
     Args:
         user, item: (B, D) floating point, B >= 1; row i of one belongs to row i of the other.
@@ -95,7 +96,7 @@ def full_softmax_loss(
         temperature, sample_weight: as for :func:`in_batch_softmax_loss`.
 
     Returns:
-        A 0-dim tensor, in float32 at least.
+        A 0-dim tensor; precision as for :func:`in_batch_softmax_loss`.
 
     Raises:
         ValueError: shapes that do not fit, an empty batch, a temperature (if a number) not above 0.
