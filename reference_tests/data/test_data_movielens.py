@@ -202,7 +202,7 @@ def test_a_wrong_line_with_commas(tmp_path, line, at):
 
 
 def test_decimal_commas_are_no_surplus_fields(tmp_path):
-    rows = ["userId,movieId,rating,timestamp", "1,10,4,5,900", "1,20,3,0,901"]
+    rows = ["userId,movieId,rating,timestamp", "1,10,4,5,900", "1,20,3,5,901"]
     folder = write(tmp_path / "a", {**SET_CSV, "ratings.csv": rows}, "utf-8")
     fails(folder, 'ratings.csv, line 2: "1,10,4,5,900"')
     rows = ["movieId,title,genres", "10,A, The,Drama", "20,B, The,Drama", "30,C, The,Drama"]
@@ -312,6 +312,11 @@ def test_a_set_is_found_under_kata_data(tmp_path, monkeypatch):
     for place in (folder.parent, folder):
         monkeypatch.setenv("KATA_DATA", str(place))
         assert load("ml-100k").name == "ml-100k"
+    (tmp_path / "links").mkdir()
+    elsewhere = write(folder.parent / "movielens-100", SET_100K)
+    (tmp_path / "links" / "ml-100k").symlink_to(elsewhere)
+    monkeypatch.setenv("KATA_DATA", str(tmp_path / "links"))
+    assert load("ml-100k").name == "ml-100k"  # what was asked for, wherever it lies
     monkeypatch.delenv("KATA_DATA")
     write(tmp_path / "cache" / "ml-100k", SET_100K)
     assert load("ml-100k").num_interactions == 4

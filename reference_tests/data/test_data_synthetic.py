@@ -134,11 +134,12 @@ def test_popularity_drifts(data):
 
 def test_fresh_films_are_watched_more(data):
     """Films that come out meanwhile: the first 90 days against the 90 days after."""
-    day, fresh = 86_400, data.years >= 2000
+    day = 86_400
     first = np.full(data.num_items, data.time.max())
     np.minimum.at(first, data.item, data.time)
-    age = (data.time - first[data.item])[fresh[data.item]] // day
-    assert (age < 90).sum() > 1.3 * ((age >= 90) & (age < 180)).sum()
+    meanwhile = (data.years >= 2000) & (first < data.time.max() - 360 * day)
+    age = (data.time - first[data.item])[meanwhile[data.item]] // day
+    assert (age < 90).sum() > 1.8 * ((age >= 180) & (age < 270)).sum()
 
 
 def test_ratings_agree_with_taste(data):
