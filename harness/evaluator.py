@@ -150,3 +150,39 @@ def reorder(items: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarr
     logits = np.where(np.isnan(logits) | (items < 0), -np.inf, logits)
     order = np.argsort(-logits, axis=1, kind="stable")
     return np.take_along_axis(items, order, 1), np.take_along_axis(logits, order, 1)
+
+
+def recall_of_lists(
+    lists: np.ndarray, user: np.ndarray, item: np.ndarray, k: int
+) -> np.ndarray:
+    """Share of each user's chosen items that the first k of their list hold.
+
+    Args:
+        lists: (num_users, K) items, best first. user, item: (n,) what was chosen, at least one.
+
+    Returns:
+        (users with a choice,) recalls, divided by the number of chosen items.
+    """
+    found = (lists[user, :k] == item[:, None]).any(1)
+    chosen = np.bincount(user, minlength=len(lists))
+    hits = np.bincount(user, weights=found, minlength=len(lists))
+    return hits[chosen > 0] / chosen[chosen > 0]
+
+
+def content_lists(
+    text: np.ndarray,
+    user: np.ndarray,
+    item: np.ndarray,
+    num_users: int,
+    candidates: np.ndarray,
+    k: int,
+) -> np.ndarray:
+    """The candidates whose text is most like the mean text of what a user chose, (num_users, k).
+
+    Args:
+        text: (num_items, W) centred vectors. user, item: (n,) what is known.
+    """
+    profile = np.zeros((num_users, text.shape[1]))
+    np.add.at(profile, user, text[item])
+    scores = profile @ text[candidates].T  # the length of a profile does not change its order
+    return candidates[np.argsort(-scores, axis=1, kind="stable")[:, :k]]

@@ -140,6 +140,7 @@ def markdown(result: dict[str, Any], example: list[dict[str, Any]]) -> str:
         "",
         "![training](training.png)",
         "",
+        *cold_start(result["cold_start"]),
         "## Recommendations",
         "",
     ]
@@ -163,6 +164,23 @@ def markdown(result: dict[str, Any], example: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def cold_start(figures: dict[str, Any]) -> list[str]:
+    """The paragraph on items without ratings, if they were measured."""
+    if figures["recall@10"] is None:
+        return []
+    floors = figures["floors"]
+    return [
+        "## Cold start",
+        "",
+        f"{figures['items']:,} items lost all their ratings and are recommended from their text "
+        f"alone ({figures['encoder']}), ranked among each other for {figures['users']:,} users: "
+        f"recall@10 {figures['recall@10']:.4f}; likeness of texts {floors['content']:.4f}, chance "
+        f"{floors['random']:.4f}. 95 % interval of the paired gain over likeness "
+        f"{_interval(figures, 'gain_over_content_interval')}.",
+        "",
+    ]
+
+
 def show(result: dict[str, Any], out: Path) -> None:
     """The short table at the end of a run, and what to do next."""
     data, retrieval = result["data"], result["retrieval"]
@@ -177,6 +195,12 @@ def show(result: dict[str, Any], out: Path) -> None:
     )
     final = result["final"]
     print(f"{'final':12}{final['ndcg@10']:9.4f}{final['hit_rate@10']:9.4f}\n")
+    cold = result["cold_start"]
+    if cold["recall@10"] is not None:
+        print(
+            f"New items, from text alone: recall@10 {cold['recall@10']:.3f} "
+            f"(by chance {cold['floors']['random']:.3f})\n"
+        )
     for person in result["examples"]:
         print(f"User {person['user']} watched {_short('; '.join(person['watched'][:2]), 52)}")
         for film in person["recommended"][:3]:

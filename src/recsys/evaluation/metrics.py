@@ -1,0 +1,207 @@
+"""Ranking metrics and full-ranking evaluation (kata 06)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+# Two rules hold for everything that ranks:
+# Ties: equal scores bring no advantage. Among equal scores the less relevant item comes first, so
+#   a constant scorer never beats one that knows something.
+# NaN: a score that is not a number counts as minus infinity.
+
+
+def ranked_relevance(scores: Tensor, relevance: Tensor, k: int | None = None) -> Tensor:
+    """Relevance of the items in the order of falling scores: what a user sees from the top down.
+
+    Among equal scores the least relevant item comes first; NaN counts as minus infinity.
+
+    Args:
+        scores: (U, N) floating point. relevance: (U, N), grades of at least 0; 0 is not relevant.
+        k: how many places; all N by default, and N if k is larger.
+
+    Returns:
+        (U, min(k, N)) in the dtype of ``relevance``.
+
+    Raises:
+        ValueError: shapes that differ or are not 2-D, k below 1.
+    """
+    raise NotImplementedError("kata 06: write ranked_relevance in src/recsys/evaluation/metrics.py")
+
+
+def ndcg_at_k(scores: Tensor, relevance: Tensor, k: int, *, gain: str = "linear") -> Tensor:
+    """Normalised discounted cumulative gain of each user.
+
+    ``DCG = sum over ranks r = 1 .. k of gain(r) / log2(r + 1)``, divided by the DCG of the best
+    possible order of the same user's items, cut at the same k. ``gain="linear"`` is the grade,
+    ``"exponential"`` is ``2 ** grade - 1``; they agree for grades 0 and 1.
+
+    Args:
+        scores, relevance: (U, N) as in :func:`ranked_relevance`. k: at least 1; N if larger.
+
+    Returns:
+        (U,) float64, from 0 to 1; NaN for a user without any relevant item, whose NDCG is not
+        defined: leave them out of a mean (:func:`mean_over_users`).
+
+    Raises:
+        ValueError: an unknown gain, or as in :func:`ranked_relevance`.
+
+    Source: Jarvelin and Kekalainen 2002, "Cumulated Gain-Based Evaluation of IR Techniques";
+    exponential gain: Burges et al. 2005.
+    """
+    raise NotImplementedError("kata 06: write ndcg_at_k in src/recsys/evaluation/metrics.py")
+
+
+def recall_at_k(scores: Tensor, relevance: Tensor, k: int, *, capped: bool = False) -> Tensor:
+    """Share of a user's relevant items (grade above 0) among the first k.
+
+    Divided by the number of relevant items; with ``capped=True`` by the smaller of that number and
+    k, so that a perfect list always has 1. Arguments as in :func:`ndcg_at_k`.
+
+    Returns:
+        (U,) float64; NaN for a user without any relevant item.
+    """
+    raise NotImplementedError("kata 06: write recall_at_k in src/recsys/evaluation/metrics.py")
+
+
+def hit_rate_at_k(scores: Tensor, relevance: Tensor, k: int) -> Tensor:
+    """1 for a user with a relevant item (grade above 0) among the first k, else 0.
+
+    Returns:
+        (U,) float64; NaN for a user without any relevant item.
+    """
+    raise NotImplementedError("kata 06: write hit_rate_at_k in src/recsys/evaluation/metrics.py")
+
+
+def mrr_at_k(scores: Tensor, relevance: Tensor, k: int) -> Tensor:
+    """Reciprocal rank of a user's first relevant item (grade above 0) in the first k, else 0.
+
+    Returns:
+        (U,) float64; NaN for a user without any relevant item.
+
+    Source: Voorhees 1999, "The TREC-8 Question Answering Track Report".
+    """
+    raise NotImplementedError("kata 06: write mrr_at_k in src/recsys/evaluation/metrics.py")
+
+
+def mean_over_users(values: Tensor) -> tuple[float, int]:
+    """Mean of the users whose value is defined (not NaN), and how many they are.
+
+    Args:
+        values: (U,) floating point.
+
+    Returns:
+        (mean, count); the mean is NaN if count is 0.
+    """
+    raise NotImplementedError("kata 06: write mean_over_users in src/recsys/evaluation/metrics.py")
+
+
+def rank_of_target(scores: Tensor, target: Tensor) -> Tensor:
+    """Rank, from 1, of one target item for each user, the worst that its score allows.
+
+    ``1 + the number of other items whose score is not below the target's``; NaN counts as minus
+    infinity. One pass of comparisons, no sort.
+
+    Args:
+        scores: (U, N). target: (U,) int64 column in ``0 .. N - 1``.
+
+    Returns:
+        (U,) int64.
+    """
+    raise NotImplementedError("kata 06: write rank_of_target in src/recsys/evaluation/metrics.py")
+
+
+def full_ranking(
+    score_fn: Callable[[Tensor], Tensor],
+    num_users: int,
+    *,
+    seen: tuple[Tensor, Tensor],
+    k: int,
+    chunk_size: int = 1024,
+) -> tuple[Tensor, Tensor]:
+    """Rank the whole catalogue for every user, without the items that they have seen.
+
+    Users are scored in order, ``chunk_size`` at a time, so that no (num_users, N) tensor is made;
+    the result does not depend on ``chunk_size``. Nothing is sampled (Krichene and Rendle 2020, "On
+    Sampled Metrics for Item Recommendation").
+
+    Args:
+        score_fn: ``score_fn(users)``, (b,) int64 user indices to (b, N) scores of any number type,
+            compared as float32; the tensor that it returns is not changed.
+        num_users: at least 1; the users are ``0 .. num_users - 1``.
+        seen: ``(items, offsets)`` on the device of the scores: user u has seen
+            ``items[offsets[u] : offsets[u + 1]]`` (perhaps none, perhaps one twice), offsets of
+            (num_users + 1,).
+        k: length of the lists, at least 1; N if larger.
+
+    Returns:
+        (items, scores), each (num_users, min(k, N)): item indices with falling scores, int64, and
+        their scores, float32; equal scores in any order. NaN counts as minus infinity, and an item
+        with score minus infinity is never recommended: where fewer than min(k, N) items are left,
+        the rest of the list is item -1 with score minus infinity.
+
+    Raises:
+        ValueError: k below 1.
+    """
+    raise NotImplementedError("kata 06: write full_ranking in src/recsys/evaluation/metrics.py")
+
+
+def list_metrics(
+    items: Tensor, scores: Tensor, target: Tensor, ks: Sequence[int] = (10,)
+) -> dict[str, float]:
+    """Metrics of ranked lists for one target item per user, as :func:`full_ranking` makes them.
+
+    The rank of the target is the number of places whose score is not below its own (ties count
+    against it). A target that ties with others down to the last place is not found, since the tie
+    may go on beyond the list. (A target alone in the last place is found; for a list longer than
+    the cut that makes no difference.) NaN counts as minus infinity, and a target with that score
+    is not found. With one relevant item, recall is the hit rate and the ideal DCG is 1. A target
+    that a list repeats counts once, at its best score.
+
+    Args:
+        items: (U, K) item indices, best first, -1 for no item. scores: (U, K), falling.
+        target: (U,) item indices, 0 or above. ks: cuts, each from 1 to K.
+
+    Returns:
+        for every k: ``hit_rate@k``, ``ndcg@k``, ``mrr@k``, ``recall@k``, means over all users (a
+        target that is not found counts 0).
+
+    Raises:
+        ValueError: a cut below 1, or beyond K (the list is too short to say).
+    """
+    raise NotImplementedError("kata 06: write list_metrics in src/recsys/evaluation/metrics.py")
+
+
+def auc(scores: Tensor, labels: Tensor) -> float:
+    """Area under the ROC curve: how often a positive scores above a negative, a tie counting half.
+
+    Over all pairs of all rows, never averaged over batches. NaN scores count as minus infinity.
+
+    Args:
+        scores: (N,) floating point. labels: (N,), 0 or 1.
+
+    Returns:
+        From 0 to 1; NaN if there is only one class (no pair to compare).
+
+    Source: Hanley and McNeil 1982; computed from mid-ranks (Mann-Whitney U) in O(N log N).
+    """
+    raise NotImplementedError("kata 06: write auc in src/recsys/evaluation/metrics.py")
+
+
+def normalized_entropy(logits: Tensor, labels: Tensor) -> float:
+    """Log loss divided by the log loss of always predicting the base rate: below 1 is useful.
+
+    ``NE = mean(logloss(logits, labels)) / -(p ln p + (1 - p) ln(1 - p))``, p the mean label.
+
+    Args:
+        logits: (N,), before the sigmoid. labels: (N,), 0 or 1.
+
+    Returns:
+        At least 0; NaN if there is only one class.
+
+    Source: He et al. 2014, "Practical Lessons from Predicting Clicks on Ads at Facebook", eq. 1.
+    """
+    raise NotImplementedError(
+        "kata 06: write normalized_entropy in src/recsys/evaluation/metrics.py"
+    )

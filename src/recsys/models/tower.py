@@ -1,0 +1,132 @@
+"""Towers: a user or an item, described by mixed features, as one unit vector (kata 02)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from recsys.data.features import Feature
+from recsys.models.embedding import EmbeddingTable
+
+
+class Tower(nn.Module):
+    """Map a batch of mixed features to unit vectors of width ``dim``.
+
+    Each feature becomes one or two vectors of width ``dim``, its *parts*, by its kind:
+
+    =============  ==================  =======================================================
+    kind           column in a batch   parts
+    =============  ==================  =======================================================
+    ``id``         (B,) int64          its row of the table
+    ``multi_hot``  (B, L) int64        mean of the rows; padding (0) is left out, none gives zeros
+    ``history``    (B, L) int64        two: the recency-weighted mean of the rows, with one learned
+                                       non-negative weight for each place (0 = most recent, padding
+                                       left out, none gives zeros), and the row of the last item
+                                       (column 0)
+    ``dense``      (B, size) float     linear map
+    ``text``       (B, size) float     linear map of the frozen text vector, without bias: no text
+                                       (all zeros) adds nothing
+    =============  ==================  =======================================================
+
+    The output is ``normalize(sum(parts) + mlp(concat(parts)))``: a residual, so that the tower
+    starts from the plain sum of what it knows and the MLP learns corrections. The MLP has a
+    Linear, ReLU and dropout for each of ``hidden_dims`` and ends in a Linear without activation;
+    with ``hidden_dims=()`` it is that last Linear alone. Dropout also acts on what enters the MLP.
+
+    Contract:
+        - every row of the output has Euclidean norm 1; a zero vector stays zero and finite, and
+          so do its gradients;
+        - a row depends on nothing but its own features: not on the rest of the batch;
+        - columns are found by name; their order in the mapping means nothing, and columns that
+          the tower has no feature for are ignored;
+        - padding has no influence, and neither has how much of it there is; a shorter history
+          column than ``size`` rows or L places is fine, a longer one than ``max_history`` is cut;
+        - the order inside ``multi_hot`` means nothing; the order of a history does;
+        - ``eval()`` makes it deterministic; inputs are not changed.
+
+    Args:
+        features: at least one, with distinct names.
+        dim: width of every part and of the output.
+        hidden_dims: widths of the MLP's hidden layers.
+        dropout: probability, 0 <= dropout < 1.
+        max_history: places of a history that have a weight of their own.
+        tables: embedding tables to use, by table name (``feature.table or feature.name``); those
+            not given are made. Features that name the same table share it.
+
+    Raises:
+        ValueError: no features, two of one name, an unknown kind, two sizes for one table, a
+            size of a given table that does not fit.
+
+    Source: Covington et al. 2016, "Deep Neural Networks for YouTube Recommendations", section 3;
+    Yi et al. 2019, "Sampling-Bias-Corrected Neural Modeling", section 3.
+    """
+
+    KINDS = ("id", "multi_hot", "history", "dense", "text")
+
+    def __init__(
+        self,
+        features: Sequence[Feature],
+        dim: int,
+        *,
+        hidden_dims: Sequence[int] = (),
+        dropout: float = 0.0,
+        max_history: int = 50,
+        tables: Mapping[str, EmbeddingTable] | None = None,
+    ) -> None:
+        raise NotImplementedError("kata 02: write Tower.__init__ in src/recsys/models/tower.py")
+
+    def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Encode a batch: named columns with B rows each to (B, dim) unit vectors.
+
+        Raises:
+            KeyError: a feature has no column in the batch; the message names it.
+            ValueError: a column of the wrong number of dimensions or width.
+        """
+        raise NotImplementedError("kata 02: write Tower.forward in src/recsys/models/tower.py")
+
+
+class TwoTower(nn.Module):
+    """A user tower and an item tower whose dot product is the score.
+
+    ``score(u, i) = <user_tower(u), item_tower(i)>``, a cosine. Features that name the same table
+    share it, across the towers too (a history of items and the item's own id, say); nothing else
+    is shared. Index 0 of every table is padding.
+
+    Args:
+        user_features, item_features: as for :class:`Tower`.
+        dim, hidden_dims, dropout, max_history: of both towers.
+        temperature: start value of the learned softmax temperature, above 0.
+
+    Attributes:
+        user_tower, item_tower: the two :class:`Tower` modules.
+
+    Source: Yi et al. 2019, "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item
+    Recommendations", section 3; learned temperature: Radford et al. 2021 (CLIP), section 2.5.
+    """
+
+    def __init__(
+        self,
+        user_features: Sequence[Feature],
+        item_features: Sequence[Feature],
+        dim: int,
+        *,
+        hidden_dims: Sequence[int] = (),
+        dropout: float = 0.0,
+        max_history: int = 50,
+        temperature: float = 0.07,
+    ) -> None:
+        raise NotImplementedError("kata 02: write TwoTower.__init__ in src/recsys/models/tower.py")
+
+    @property
+    def temperature(self) -> Tensor:
+        """The learned temperature, a 0-dim tensor: ``exp`` of a parameter, hence above 0."""
+        raise NotImplementedError(
+            "kata 02: write TwoTower.temperature in src/recsys/models/tower.py"
+        )
+
+    def forward(
+        self, user_batch: Mapping[str, Tensor], item_batch: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Encode users and items: (B, dim) and (C, dim) unit vectors; B and C may differ."""
+        raise NotImplementedError("kata 02: write TwoTower.forward in src/recsys/models/tower.py")
