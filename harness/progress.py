@@ -45,10 +45,10 @@ class Reporter:
         self.writer.add_scalar(f"{stage}/{tag}".replace(" ", "_"), value, step)
         self._line(f"epoch {step}  {tag} {value:.4f}")
 
-    def download(self, done: int, total: int | None) -> None:
-        """Bytes fetched so far, of how many if that is known."""
+    def download(self, what: str, done: int, total: int | None) -> None:
+        """Bytes of something fetched so far, of how many if that is known."""
         of = f" of {total / 2**20:.1f}" if total else ""
-        self._line(f"{done / 2**20:.1f}{of} MiB")
+        self._line(f"{what} {done / 2**20:.1f}{of} MiB")
 
     def _line(self, text: str, always: bool = False) -> None:
         now = time.monotonic()

@@ -73,12 +73,12 @@ def test_ranking_figures_against_a_loop():
     target = items[np.arange(30), rng.integers(0, 7, 30)]
     target[:5] = 99  # not among the candidates: left out
     aucs, losses = [], []
-    for row, z, wanted in zip(items[5:], logits[5:], target[5:]):
+    for row, z, wanted in zip(items[5:], logits[5:], target[5:], strict=True):
         own = z[row == wanted][0]
         rest = z[row != wanted]
         aucs.append(np.mean([1.0 if own > x else 0.5 if own == x else 0.0 for x in rest]))
         p = np.exp(z) / np.exp(z).sum()
-        losses += [-np.log(q if i == wanted else 1 - q) for i, q in zip(row, p)]
+        losses += [-np.log(q if i == wanted else 1 - q) for i, q in zip(row, p, strict=True)]
     figures = evaluator.ranking_figures(items, logits, target)
     assert figures["lists"] == 25
     assert figures["auc"] == pytest.approx(np.mean(aucs))

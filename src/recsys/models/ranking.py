@@ -108,7 +108,7 @@ def listwise_loss(logits: Tensor, labels: Tensor) -> Tensor:
     Raises:
         ValueError: shapes that differ, or an empty batch.
 
-    Source: Cao et al. 2007, "Learning to Rank: From Pairwise Approach to Listwise Approach" (ListNet,
-    top one).
+    Source: Cao et al. 2007, "Learning to Rank: From Pairwise Approach to Listwise Approach"
+    (ListNet, top one).
     """
     raise NotImplementedError("kata 04: write listwise_loss in src/recsys/models/ranking.py")

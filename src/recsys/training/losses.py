@@ -1,4 +1,4 @@
-"""Contrastive losses for retrieval: sampled softmax over the batch, and over everything (kata 03)."""
+"""Contrastive losses for retrieval: softmax over the batch, and over everything (kata 03)."""
 
 from __future__ import annotations
 
@@ -38,9 +38,10 @@ def in_batch_softmax_loss(
       of an item: ``s'[j, i] = <user[i], item[j]> / temperature`` over the same C, with the same
       weights. There the candidates are users, so logQ, a property of items, has no part in it.
 
-    The loss is computed in float32 at least (bfloat16 and float16 inputs are converted first, float64
-    stays, and autocast has no effect on it) and is exact at small temperatures too, where exp
-    overflows and a probability rounds to 0 (log-sum-exp, never exp alone). Inputs are not changed.
+    The loss is computed in float32 at least (bfloat16 and float16 inputs are converted first,
+    float64 stays, and autocast has no effect on it) and is exact at small temperatures too, where
+    exp overflows and a probability rounds to 0 (log-sum-exp, never exp alone). Inputs are not
+    changed.
 
     Args:
         user, item: (B, D) floating point, B >= 1; row i of one belongs to row i of the other.
@@ -72,8 +73,8 @@ def full_softmax_loss(
 ) -> Tensor:
     """Softmax cross-entropy over the whole catalogue: what the in-batch form approximates.
 
-    ``loss[i] = -s[i, target[i]] + log sum_n exp(s[i, n])``, ``s = user @ catalogue.T / temperature``;
-    nothing is sampled, so there is neither logQ nor an accidental hit. Where the batch holds each
+    ``loss[i] = -s[i, target[i]] + log sum_n exp(s[i, n])`` with
+    ``s = user @ catalogue.T / temperature``; nothing is sampled, so there is neither logQ nor an accidental hit. Where the batch holds each
     item of the catalogue once, :func:`in_batch_softmax_loss` gives the same.
 
     Args:

@@ -159,8 +159,8 @@ def listwise_loss(logits: Tensor, labels: Tensor) -> Tensor:
     Raises:
         ValueError: shapes that differ, or an empty batch.
 
-    Source: Cao et al. 2007, "Learning to Rank: From Pairwise Approach to Listwise Approach" (ListNet,
-    top one).
+    Source: Cao et al. 2007, "Learning to Rank: From Pairwise Approach to Listwise Approach"
+    (ListNet, top one).
     """
     _check_shapes(logits, labels)
     z = logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""Contrastive losses for retrieval: sampled softmax over the batch, and over everything (kata 03)."""
+"""Contrastive losses for retrieval: softmax over the batch, and over everything (kata 03)."""
 
 from __future__ import annotations
 
@@ -40,9 +40,10 @@ def in_batch_softmax_loss(
       of an item: ``s'[j, i] = <user[i], item[j]> / temperature`` over the same C, with the same
       weights. There the candidates are users, so logQ, a property of items, has no part in it.
 
-    The loss is computed in float32 at least (bfloat16 and float16 inputs are converted first, float64
-    stays, and autocast has no effect on it) and is exact at small temperatures too, where exp
-    overflows and a probability rounds to 0 (log-sum-exp, never exp alone). Inputs are not changed.
+    The loss is computed in float32 at least (bfloat16 and float16 inputs are converted first,
+    float64 stays, and autocast has no effect on it) and is exact at small temperatures too, where
+    exp overflows and a probability rounds to 0 (log-sum-exp, never exp alone). Inputs are not
+    changed.
 
     Args:
         user, item: (B, D) floating point, B >= 1; row i of one belongs to row i of the other.
@@ -87,8 +88,8 @@ def full_softmax_loss(
 ) -> Tensor:
     """Softmax cross-entropy over the whole catalogue: what the in-batch form approximates.
 
-    ``loss[i] = -s[i, target[i]] + log sum_n exp(s[i, n])``, ``s = user @ catalogue.T / temperature``;
-    nothing is sampled, so there is neither logQ nor an accidental hit. Where the batch holds each
+    ``loss[i] = -s[i, target[i]] + log sum_n exp(s[i, n])`` with
+    ``s = user @ catalogue.T / temperature``; nothing is sampled, so there is neither logQ nor an accidental hit. Where the batch holds each
     item of the catalogue once, :func:`in_batch_softmax_loss` gives the same.
 
     Args:
@@ -112,13 +113,14 @@ def full_softmax_loss(
     if sample_weight is not None and sample_weight.shape != rows:
         raise ValueError(f"sample_weight must have shape {rows}, not {tuple(sample_weight.shape)}")
     _check_temperature(temperature)
-    return _weighted_mean(_softmax_loss(_scores(user, catalogue, temperature), target), sample_weight)
+    logits = _scores(user, catalogue, temperature)
+    return _weighted_mean(_softmax_loss(logits, target), sample_weight)
 
 
 def _scores(
     row: Tensor, candidate: Tensor, temperature: float | Tensor, bias: Tensor | None = None
 ) -> Tensor:
-    """``row @ candidate.T / temperature + bias``, (B, N) in float32 at least, under autocast too."""
+    """``row @ candidate.T / temperature + bias``, (B, N), in float32 at least (autocast too)."""
     dtype = torch.promote_types(row.dtype, torch.float32)
     with torch.autocast(row.device.type, enabled=False):
         row = row.to(dtype) / temperature  # of (B, D): much smaller than the (B, N) scores

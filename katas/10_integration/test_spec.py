@@ -1,0 +1,237 @@
+"""Kata 10, the whole recommender: what `pipeline.py` must do, in the small."""
+
+import dataclasses
+import functools
+
+import numpy as np
+import torch
+
+from harness import evaluator
+from harness.spec import assert_close, assert_equal, check, device, learner, rung
+
+pipeline = learner("pipeline")
+synthetic = learner("data.synthetic")
+splits = learner("data.splits")
+sequences = learner("data.sequences")
+
+FIT = {"epochs": 3, "batch_size": 256, "lr": 0.01, "warmup": 0.1, "max_grad_norm": 1.0}
+CONFIG = {
+    "text": {"encoder": None},
+    "retrieval": {
+        "dim": 24,
+        "hidden_dims": [20],
+        "dropout": 0.1,
+        "max_history": 7,
+        "temperature": 0.1,
+        "loss": "in_batch",
+        "log_q": True,
+        "mask_accidental_hits": True,
+        "user_features": ["history", "age", "user_id"],
+        "user_buckets": 30,
+        "item_features": ["item_id", "genres"],
+        "select_epochs": False,
+        "list_length": 25,
+        "chunk_size": 64,
+        "fit": FIT,
+    },
+    "ranking": {
+        "targets_per_user": 4,
+        "candidates": 25,
+        "text_dim": 5,
+        "loss": "listwise",
+        "embedding_dim": 6,
+        "num_cross_layers": 1,
+        "rank": None,
+        "hidden_dims": [12],
+        "dropout": 0.0,
+        "structure": "parallel",
+        "features": {"l2": 20.0, "decay": 0.8, "max_history": 9, "half_life_days": 14.0},
+        "fit": {**FIT, "batch_size": 32},
+    },
+    "cold_start": {"fraction": 0.2, "epochs": 2, "ridge": 1.0},
+}
+
+
+@functools.cache
+def world():
+    """A small data set and its split."""
+    dataset = synthetic.generate(seed=3, users=90, items=130)
+    return dataset, splits.leave_last_one_out(dataset)
+
+
+def silent(stage, tag, value, step):
+    """A log that nobody reads."""
+
+
+def whole(dataset, split, config=CONFIG):
+    """One run of the whole pipeline."""
+    return pipeline.run(dataset, split, config, seed=1, device=device(), log=silent)
+
+
+@functools.cache
+def outcome():
+    """The run that several rungs look at."""
+    return whole(*world())
+
+
+def known_rows():
+    """All rows before the test, by user and time."""
+    dataset, split = world()
+    rows = np.concatenate([split.train, split.validation])
+    return rows[np.argsort(dataset.user[rows], kind="stable")]
+
+
+def retrieval_data(rows):
+    """The columns of retrieval for some rows."""
+    return pipeline.RetrievalData(world()[0], rows, CONFIG["retrieval"], device())
+
+
+@rung(hint="Which rows may a count know? Only those that were handed over.")
+def test_statistics_know_only_the_rows_they_are_given():
+    """The sampling probabilities are the smoothed shares of the given rows, of no others."""
+    dataset, split = world()
+    data = retrieval_data(split.train)
+    counts = np.bincount(dataset.item[split.train], minlength=dataset.num_items) + 1.0
+    assert_close(data.log_q, torch.tensor(np.log(counts / counts.sum())), dtype=torch.float32)
+
+
+@rung(hint="The history of an example is what lay before its target; the target is not in it.")
+def test_an_example_is_the_user_before_the_target():
+    """Every example has a target and, most recent first, the items its user had before it."""
+    dataset, split = world()
+    data = retrieval_data(split.train)
+    index = torch.arange(len(data.positions), device=device())
+    batch = data.example_batch(index)
+    history, target = batch["history"].cpu().numpy(), batch["target"].cpu().numpy()
+    user, item = dataset.user[split.train], dataset.item[split.train]
+    first = np.searchsorted(user, user)
+    places = [p for p in range(len(user)) if p > first[p]]
+    assert_equal(len(target), len(places), what="number of examples")
+    order = np.lexsort((data.positions.cpu().numpy(),))
+    for row, place in list(zip(order, places, strict=True))[::37]:
+        before = item[first[place] : place][::-1][:7] + 1
+        assert_equal(int(target[row]), int(item[place]), what=f"target of example {row}")
+        padded = [*before.tolist(), *[0] * (7 - len(before))]
+        assert_equal(history[row].tolist(), padded, what=f"history of example {row}")
+
+
+@rung(hint="An id row that no example ever trained is noise: give such an item row 0.")
+def test_an_item_without_rows_has_no_id():
+    """An item that the rows do not hold is described by its content, its id is padding."""
+    dataset, split = world()
+    rows = split.train[dataset.item[split.train] != 5]
+    ids = retrieval_data(rows).items["item_id"]
+    assert_equal(int(ids[5]), 0, what="id column of an item without rows")
+    trained = np.unique(dataset.item[rows])[:3]
+    assert_equal(ids[torch.tensor(trained)].tolist(), (trained + 1).tolist(), what="other ids")
+
+
+@rung(hint="How many of a user's rows may be held out, and which?")
+def test_the_ranker_learns_from_each_users_last_rows():
+    """Of each user the last rows are held out, at most `count` and at most a third of them."""
+    dataset, split = world()
+    before, places = pipeline.split_off_last(dataset, split.train, 4)
+    user = dataset.user[split.train]
+    for who in (0, 17, 89):
+        mine = np.flatnonzero(user == who)
+        held = min(4, len(mine) // 3)
+        wanted = mine[len(mine) - held :]
+        assert_equal(sorted(set(places) & set(mine)), wanted.tolist(), what=f"places of user {who}")
+    assert_equal(len(before) + len(places), len(split.train), what="rows before and places")
+    assert_equal(sorted(before), sorted(np.delete(split.train, places)), what="rows before")
+
+
+@rung(hint="Score all items, leave out what lies before the request, then cut at k.")
+def test_retrieval_ranks_the_whole_catalogue_without_what_was_seen():
+    """Retrieval gives the best unseen items of all, as scoring every pair by hand does."""
+    dataset, _ = world()
+    rows = known_rows()
+    data = retrieval_data(rows)
+    torch.manual_seed(0)
+    model = pipeline.build_retrieval(data, CONFIG["retrieval"]).to(device()).eval()
+    asked = pipeline.requests_after_all(dataset, data)
+    items, scores = pipeline.retrieve(model, data, asked, k=9, chunk_size=16)
+    with torch.no_grad():
+        everyone = torch.arange(dataset.num_users, device=device())
+        users = model.user_tower(data.user_batch(everyone, asked.history(everyone, 7)))
+        full = (users @ model.item_tower(data.items).T).cpu().numpy()
+    full[dataset.user[rows], dataset.item[rows]] = -np.inf
+    best = -np.sort(-full, axis=1)[:, :9]
+    assert_close(scores.cpu(), torch.tensor(best), rtol=1e-4, atol=1e-5, what="scores")
+    there = np.take_along_axis(full, items.cpu().numpy(), 1)
+    assert_close(torch.tensor(there), torch.tensor(best), rtol=1e-4, atol=1e-5, what="items")
+
+
+@rung(hint="`run` says in its docstring what it returns.")
+def test_run_returns_lists_that_can_be_judged():
+    """Both stages give every user a list: known items, none twice, none seen, best first."""
+    dataset, _ = world()
+    rows = known_rows()
+    seen = evaluator.seen_offsets(dataset.user[rows], dataset.item[rows], dataset.num_users)
+    for stage in ("retrieval", "final"):
+        lists = outcome()[stage]
+        try:
+            evaluator.check_lists(
+                lists["items"],
+                lists["scores"],
+                num_users=dataset.num_users,
+                num_items=dataset.num_items,
+                seen=seen,
+                length=25,
+            )
+        except evaluator.InvalidLists as error:
+            check(False, "lists that can be judged", came_back=f"{stage}: {error}")
+
+
+@rung(hint="The second stage reorders what the first proposed; it adds and loses nothing.")
+def test_the_ranker_reorders_the_candidates():
+    """The final list holds the candidates of retrieval in the order of the ranker's logits."""
+    retrieval, ranking, final = (outcome()[part] for part in ("retrieval", "ranking", "final"))
+    assert_equal(
+        np.sort(final["items"], 1).tolist(),
+        np.sort(retrieval["items"], 1).tolist(),
+        what="items of the final lists",
+    )
+    _, logits = evaluator.reorder(retrieval["items"], ranking["logits"])
+    assert_close(torch.tensor(final["scores"]), torch.tensor(logits), what="final scores")
+
+
+@rung(hint="Whatever is fitted or selected, counts included, is fitted without the test rows.")
+def test_the_test_rows_are_never_read():
+    """Another test set changes nothing: neither lists nor scores nor training."""
+    dataset, split = world()
+    other = dataclasses.replace(split, test=split.test[:0])
+    shuffled = dataset.item.copy()
+    shuffled[split.test] = np.random.default_rng(0).permutation(dataset.item[split.test])
+    changed = whole(dataclasses.replace(dataset, item=shuffled), other)
+    for stage in ("retrieval", "final"):
+        found, wanted = changed[stage]["items"], outcome()[stage]["items"]
+        assert_equal(found.tolist(), wanted.tolist(), what=f"{stage} lists")
+
+
+@rung(hint="Two runs with one seed must agree; which source of chance is not seeded?")
+def test_a_seed_is_a_run():
+    """The same seed gives the same lists."""
+    again = whole(*world())
+    assert_equal(
+        again["final"]["items"].tolist(), outcome()["final"]["items"].tolist(), what="final lists"
+    )
+
+
+@rung(hint="Nothing was learned: look at the loss, at log Q, and at what the ranker is fed.")
+def test_it_beats_popularity():
+    """On data with planted tastes and sequences the final lists beat the popular items."""
+    dataset, split = world()
+    config = CONFIG | {"retrieval": CONFIG["retrieval"] | {"fit": FIT | {"epochs": 12}}}
+    result = whole(dataset, split, config)
+    rows = known_rows()
+    seen = evaluator.seen_offsets(dataset.user[rows], dataset.item[rows], dataset.num_users)
+    popular = evaluator.popularity_lists(dataset.item[rows], dataset.num_items, seen, 25)
+    user, target = dataset.user[split.test], dataset.item[split.test]
+
+    def ndcg(items, scores):
+        ranks = evaluator.target_ranks(items[user], scores[user], target)
+        return float(evaluator.per_user(ranks, "ndcg", 10).mean())
+
+    final, floor = ndcg(result["final"]["items"], result["final"]["scores"]), ndcg(*popular)
+    check(final > floor, f"NDCG@10 above popularity's, {floor:.3f}", came_back=f"{final:.3f}")

@@ -1,0 +1,257 @@
+"""The whole recommender: from interactions to ranked lists (kata 10)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from recsys.data.candidates import CandidateFeatures
+from recsys.data.dataset import Dataset
+from recsys.data.sequences import Sequences
+from recsys.data.splits import Split
+from recsys.models.tower import TwoTower
+from recsys.training.loop import FitResult
+
+Log = Callable[[str, float, int], None]  # tag, value, step
+
+
+class RetrievalData:
+    """Everything retrieval needs from a set of training rows, as columns on one device.
+
+    Args:
+        rows: interactions to learn from, sorted by user and time: nothing here, counts included,
+            knows any other row.
+        text: (num_items, W) text vectors, or None.
+
+    Attributes:
+        users, items: columns of user and item features, one row per user or item index.
+        log_q: (num_items,) log probability of an item as a training target, add-one smoothed.
+        positions: places of the sequences that can be a target, (num_examples,).
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        rows: np.ndarray,
+        config: Mapping[str, Any],
+        device: torch.device,
+        text: Tensor | None = None,
+    ) -> None:
+        raise NotImplementedError("kata 10: write RetrievalData.__init__ in src/recsys/pipeline.py")
+
+    def example_batch(self, index: Tensor) -> dict[str, Tensor]:
+        """Training examples: the user as they were before the target, and the target item."""
+        raise NotImplementedError(
+            "kata 10: write RetrievalData.example_batch in src/recsys/pipeline.py"
+        )
+
+    def user_batch(self, user: Tensor, history: Tensor) -> dict[str, Tensor]:
+        """Users by index, as they are with a history (B, L) of item index + 1."""
+        raise NotImplementedError(
+            "kata 10: write RetrievalData.user_batch in src/recsys/pipeline.py"
+        )
+
+    def item_batch(self, item: Tensor) -> dict[str, Tensor]:
+        """Items by index."""
+        raise NotImplementedError(
+            "kata 10: write RetrievalData.item_batch in src/recsys/pipeline.py"
+        )
+
+
+def build_retrieval(data: RetrievalData, config: Mapping[str, Any]) -> TwoTower:
+    """A two-tower model for the features of ``data``."""
+    raise NotImplementedError("kata 10: write build_retrieval in src/recsys/pipeline.py")
+
+
+def retrieval_loss(
+    data: RetrievalData, config: Mapping[str, Any]
+) -> Callable[[nn.Module, Mapping[str, Tensor]], Tensor]:
+    """The loss of a training batch: sampled over the batch, or over the whole catalogue."""
+    raise NotImplementedError("kata 10: write retrieval_loss in src/recsys/pipeline.py")
+
+
+@dataclass(frozen=True)
+class Requests:
+    """Moments at which users are to be recommended something.
+
+    Attributes:
+        sequences: the users' items. user: (R,) user indices.
+        end: (R,) places in the sequences: what lies before is known, nothing else.
+        time: (R,) seconds.
+    """
+
+    sequences: Sequences
+    user: Tensor
+    end: Tensor
+    time: Tensor
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def history(self, index: Tensor, length: int) -> Tensor:
+        """(B,) requests to (B, length) item index + 1, most recent first, padded with 0."""
+        return self.sequences.until(self.user[index], self.end[index], length)
+
+
+def requests_after_all(dataset: Dataset, data: RetrievalData) -> Requests:
+    """One request for each user, in order, after all of their rows."""
+    raise NotImplementedError("kata 10: write requests_after_all in src/recsys/pipeline.py")
+
+
+@torch.no_grad()
+def retrieve(
+    model: TwoTower, data: RetrievalData, requests: Requests, *, k: int, chunk_size: int
+) -> tuple[Tensor, Tensor]:
+    """The k best items of each request that its user has not seen: (R, k) items and scores."""
+    raise NotImplementedError("kata 10: write retrieve in src/recsys/pipeline.py")
+
+
+def train_retrieval(
+    data: RetrievalData,
+    config: Mapping[str, Any],
+    *,
+    seed: int,
+    device: torch.device,
+    epochs: int | None = None,
+    validation: tuple[Requests, Tensor] | None = None,
+    log: Log | None = None,
+    checkpoint: Path | None = None,
+) -> tuple[TwoTower, FitResult]:
+    """Train the two-tower model, for ``epochs`` or until the validation NDCG@10 stops rising.
+
+    Args:
+        validation: requests and what the users chose then; not among the rows of data.
+    """
+    raise NotImplementedError("kata 10: write train_retrieval in src/recsys/pipeline.py")
+
+
+def text_vectors(
+    dataset: Dataset, config: Mapping[str, Any], device: torch.device
+) -> Tensor | None:
+    """Frozen text vectors of all items, centred and of unit length, (num_items, W); or None.
+
+    Centred, because the vectors of one kind of text share a large common part that says nothing.
+    """
+    raise NotImplementedError("kata 10: write text_vectors in src/recsys/pipeline.py")
+
+
+def reduced(text: Tensor, dim: int) -> Tensor:
+    """The ``dim`` principal components of text vectors, (n, W) to (n, dim), of unit mean square."""
+    raise NotImplementedError("kata 10: write reduced in src/recsys/pipeline.py")
+
+
+def text_profile(text: Tensor, history: Tensor) -> Tensor:
+    """Mean text vector of a history of item index + 1, padded with 0: (R, L) to (R, W)."""
+    raise NotImplementedError("kata 10: write text_profile in src/recsys/pipeline.py")
+
+
+class RankingData:
+    """Requests, their candidates and what is known of each pair, as columns on one device.
+
+    Args:
+        requests, items, scores: what was asked and what retrieval answered, (R, C).
+        features: statistics of rows that hold no target of these requests.
+        text: (num_items, W) text vectors, or None.
+        positive: (R,) the item that was chosen, if known; requests whose candidates do not hold
+            it are left out, as no ranker could have helped them.
+
+    Attributes:
+        dense: (R, C, F) features, stage-one score and place among them; not yet standardised.
+        labels: (R, C), 1 for what was chosen.
+        profile: (R, W) mean text vector of the recent history, or None.
+    """
+
+    def __init__(
+        self,
+        requests: Requests,
+        items: Tensor,
+        scores: Tensor,
+        features: CandidateFeatures,
+        *,
+        text: Tensor | None = None,
+        positive: Tensor | None = None,
+        chunk_size: int = 256,
+    ) -> None:
+        raise NotImplementedError("kata 10: write RankingData.__init__ in src/recsys/pipeline.py")
+
+
+def train_ranker(
+    data: RankingData, config: Mapping[str, Any], *, seed: int, log: Log | None = None
+) -> tuple[Callable[[RankingData], Tensor], FitResult]:
+    """Train the second stage to find the chosen item among the candidates.
+
+    Returns:
+        a function that gives the (R, C) logits of any RankingData, and what training did.
+    """
+    raise NotImplementedError("kata 10: write train_ranker in src/recsys/pipeline.py")
+
+
+MODEL_OPTIONS = (
+    "embedding_dim", "num_cross_layers", "rank", "hidden_dims", "dropout", "structure",
+)  # fmt: skip
+
+
+def split_off_last(dataset: Dataset, rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of each user, the rows before their last `count` (at most a third of them), and which
+    places of ``rows`` the others have."""
+    raise NotImplementedError("kata 10: write split_off_last in src/recsys/pipeline.py")
+
+
+def run(
+    dataset: Dataset,
+    split: Split,
+    config: Mapping[str, Any],
+    *,
+    seed: int,
+    device: torch.device,
+    log: Callable[[str, str, float, int], None],
+) -> dict[str, Any]:
+    """Train and apply the system; the caller judges what comes back.
+
+    With ``select_epochs``, a first model is trained on the training rows and the epoch of its
+    best validation NDCG@10 is taken; the final model is trained on training and validation rows
+    together. The test rows are never read.
+
+    Args:
+        config: a parsed YAML file of ``configs/``.
+        log: ``log(stage, tag, value, step)``, for curves and progress.
+
+    The ranker learns from each user's last rows: a retrieval model and statistics that do not know
+    these rows propose candidates, the ranker learns which was chosen. Then retrieval and statistics
+    are fitted again on everything, and the ranker reorders what they propose.
+
+    Returns:
+        ``{"retrieval": {"items", "scores", "train_seconds", "train_examples", "epochs", "losses",
+        "metrics"}, "ranking": {"logits", "train_seconds", "losses"}, "final": {"items",
+        "scores"}}``; items, scores and logits are (num_users, list_length) arrays, lists best
+        first, logits in the order of retrieval's lists.
+    """
+    raise NotImplementedError("kata 10: write run in src/recsys/pipeline.py")
+
+
+def run_cold_start(
+    dataset: Dataset,
+    config: Mapping[str, Any],
+    *,
+    seed: int,
+    device: torch.device,
+    log: Callable[[str, str, float, int], None],
+) -> dict[str, Any] | None:
+    """Recommend items that nobody has rated, from their text alone; the caller judges.
+
+    A share of the items loses all its rows. Retrieval is trained on the other items, a projection
+    learns to put a text where the item tower puts its item, and the cold items take the places
+    that their texts are projected to.
+
+    Returns:
+        None without a text encoder, else ``{"text": (num_items, W) vectors, "items", "scores":
+        (num_users, k) of cold items, best first}``; the split is
+        ``item_cold_start(dataset, fraction=config["fraction"], seed=seed)``.
+    """
+    raise NotImplementedError("kata 10: write run_cold_start in src/recsys/pipeline.py")
