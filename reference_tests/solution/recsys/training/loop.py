@@ -49,7 +49,8 @@ class FitResult:
     """What :func:`fit` did.
 
     Attributes:
-        losses: mean training loss of each epoch. metrics: validation metric of each epoch.
+        losses: training loss of each epoch, the mean over the rows trained on.
+        metrics: validation metric of each epoch.
         best_epoch: epochs trained when the metric was best (all of them without validation).
         steps: optimizer steps. examples: rows trained on. seconds: wall time of training alone,
         validation excluded.
@@ -122,10 +123,10 @@ def train_step(
     ``sum_m rows_m * loss_m / sum_m rows_m``, so that every ROW counts the same, also where the
     micro-batches differ in size. (For a loss whose rows see each other, as in-batch softmax, this
     is not the loss of the large batch: each row only competes with its own micro-batch.) The norm
-    of the whole gradient, over all parameters together, is clipped to ``max_grad_norm`` (if above
-    0) once all micro-batches are in and before the optimizer reads it. With ``autocast="bfloat16"``
-    the forward pass and the loss run under ``torch.autocast``; parameters and their gradients
-    keep their dtype. Nothing in the step waits for the device.
+    of the whole gradient, over all parameters of the optimizer together, is clipped to
+    ``max_grad_norm`` (if above 0) once all micro-batches are in and before the optimizer reads it.
+    With ``autocast="bfloat16"`` the forward pass and the loss run under ``torch.autocast``;
+    parameters and their gradients keep their dtype. Nothing in the step waits for the device.
 
     Args:
         loss_fn: ``loss_fn(model, batch)`` gives the mean over the rows of the batch, 0-dim.
@@ -149,7 +150,9 @@ def train_step(
         loss.backward()
         total = loss.detach() if total is None else total + loss.detach()
     if max_grad_norm > 0:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+        # not model.parameters(): a frozen one may hold an old gradient that nobody clears
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(params, max_grad_norm)
     optimizer.step()
     return total
 
@@ -209,7 +212,7 @@ class EarlyStopping:
         self.bad = 0
 
     def update(self, metric: float, epoch: int, model: nn.Module) -> bool:
-        """Take the metric of an epoch; True when it is time to stop. NaN is never an improvement."""
+        """Take the metric of an epoch; True when it is time to stop. NaN is never better."""
         if metric > self.best:
             self.best, self.best_epoch, self.bad = metric, epoch, 0
             self.best_state = copy.deepcopy(model.state_dict())
@@ -230,7 +233,7 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
     """Write a nested mapping of tensors and plain values so that ``path`` is never half-written.
 
     The file appears under its name only when it is complete and on disk: whoever kills the process
-    at any moment finds either the new checkpoint or the one before it.
+    at any moment finds either the new checkpoint or the one before it. Missing folders are made.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -270,9 +273,10 @@ def fit(
     :func:`evaluate`, and at the end the model holds the weights of the best epoch.
 
     With ``checkpoint``, everything that the rest of the run depends on is saved there after each
-    epoch: weights, optimizer, place in the schedule, random state, early stopping. If the file
-    exists, training goes on from it, and the result equals that of an uninterrupted run to the
-    bit. Remove the file to start anew.
+    epoch: weights, optimizer, place in the schedule, torch's random state (dropout), early
+    stopping, what the result holds so far. If the file exists, training goes on from it, and model
+    and result (its seconds apart) equal those of an uninterrupted run to the bit. Remove the file
+    to start anew.
 
     Args:
         num_examples: rows in the training set. make_batch: (B,) indices to a batch of B rows.
@@ -281,7 +285,8 @@ def fit(
 
     Raises:
         ValueError: no examples, or a checkpoint of another configuration.
-        FloatingPointError: a loss that is not finite; says epoch and step.
+        FloatingPointError: a loss that is not finite; says the epoch and the step in it, both from
+            1. The checkpoint stays that of the epoch before.
     """
     if num_examples < 1:
         raise ValueError("fit needs at least one training example")
