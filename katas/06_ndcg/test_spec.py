@@ -337,7 +337,7 @@ def test_against_sorting():
     ]
 )
 def test_constant_and_nan_never_win():
-    """A constant or NaN scorer never beats chance, and never one that knows something."""
+    """A constant or NaN scorer never beats chance, in no metric."""
     users, items, k = 40, 50, 10
     target = torch.randint(0, items, (users,), generator=generator(1)).to(device())
     relevance = torch.zeros(users, items, device=device())
