@@ -50,8 +50,12 @@ def stub_text(
     """
     check_names(source, names, keep, number, file)
     emptied = cst.parse_module(source).visit(Emptied(set(names), number, file))
-    unused = unused_names(ast.parse(emptied.code), set(names))
-    return emptied.with_changes(body=without(emptied.body, unused)).code
+    text = ""
+    while text != emptied.code:  # `if TYPE_CHECKING:` may lose its last import
+        text = emptied.code
+        unused = unused_names(ast.parse(text), set(names))
+        emptied = emptied.with_changes(body=without(emptied.body, unused))
+    return text
 
 
 def check_names(
@@ -136,9 +140,11 @@ class Emptied(cst.CSTTransformer):
             line = f"raise NotImplementedError(\n    {text}\n)\n"
         body = [cst.parse_statement(line)]
         old = original_node.body
-        if isinstance(old, cst.IndentedBlock) and original_node.get_docstring() is not None:
+        if not isinstance(old, cst.IndentedBlock):  # def f(): return 1
+            return updated_node.with_changes(body=cst.IndentedBlock(body=body))
+        if original_node.get_docstring() is not None:
             body.insert(0, old.body[0])
-        return updated_node.with_changes(body=cst.IndentedBlock(body=body))
+        return updated_node.with_changes(body=cst.IndentedBlock(body=body, header=old.header))
 
 
 def unused_names(tree: ast.Module, listed: set[str]) -> set[str]:
