@@ -146,8 +146,16 @@ def test_accumulation():
         before, grads = copy_of(model), gradients(model, regression_loss, whole)
         expected = regression_loss(model, whole).detach()
         batches = [regression_rows(group) for group in groups]
-        loss = loop.train_step(model, regression_loss, sgd(model, 0.01), batches)
+        sizes = []
+
+        def loss_fn(model, batch, sizes=sizes):
+            sizes.append(len(batch["x"]))
+            return regression_loss(model, batch)
+
+        loss = loop.train_step(model, loss_fn, sgd(model, 0.01), batches)
         what = f"micro-batches of {', '.join(str(len(g)) for g in groups)} rows"
+        check(sizes == [len(group) for group in groups], "loss_fn is called for each micro-batch "
+              "alone: together they may not fit", came_back=sizes)  # fmt: skip
         assert_close(loss, expected, what=f"the loss of {what}")
         assert_moved(model, before, grads, 0.01, what=f"a step on {what}")
         check(not loss.requires_grad, "a detached loss: it keeps no graph alive", came_back=loss)
@@ -418,8 +426,8 @@ def test_early_stopping():
     model = Regression()
     stopping = loop.EarlyStopping(2)
     assert_scalar(stopping.best, -math.inf, call="EarlyStopping(2)", what="best before any update")
-    script = [(0.3, False), (0.9, False), (0.9, False), (1.2, False)]
-    script += [(0.5, False), (math.nan, True)]
+    script = [(0.3, False), (0.9, False), (0.5, False), (1.2, False), (1.2, False)]
+    script += [(math.nan, True)]  # an equal metric is not better, and NaN never is
     for epoch, (metric, stop) in enumerate(script, start=1):
         with torch.no_grad():
             for p in model.parameters():
@@ -427,7 +435,7 @@ def test_early_stopping():
         result = stopping.update(metric, epoch, model)
         check(result is stop or result == stop, f"{stop} after metrics "
               f"{[m for m, _ in script[:epoch]]} with patience 2", came_back=result)  # fmt: skip
-    assert_scalar(stopping.best, 1.2, what="best of 0.3, 0.9, 0.9, 1.2, 0.5, NaN")
+    assert_scalar(stopping.best, 1.2, what="best of 0.3, 0.9, 0.5, 1.2, 1.2, NaN")
     assert_scalar(stopping.best_epoch, 4, what="best_epoch")
     for name, p in model.named_parameters():
         kept = stopping.best_state[name]
@@ -493,6 +501,9 @@ def test_checkpoint_round_trip(tmp_path):
         assert_same_state(state, nested(number))
         weight = state["model"]["weight"]
         check(weight.device.type == device().type, f"tensors on {device()}", came_back=weight)
+        state = loop.load_checkpoint(path, device="meta")
+        place = state["model"]["weight"].device.type
+        check(place == "meta", "tensors on the device that is asked for", came_back=place)
     model = Regression()
     stopping = loop.EarlyStopping(3)
     for epoch, metric in enumerate((0.5, 0.4), start=1):
@@ -649,6 +660,12 @@ def test_fit():
     check(good, what, came_back=str(result))
     wanted = [(epoch, result.losses[epoch - 1], None) for epoch in (1, 2, 3, 4)]
     check(calls == wanted, "on_epoch(epoch from 1, loss, None) after each epoch", came_back=calls)
+    orders = [torch.cat(asked[i : i + 5]).tolist() for i in (0, 5, 10, 15)]
+    check(len({*map(tuple, orders)}) == 4, "another order in each epoch", came_back=orders)
+    asked.clear()
+    loop.fit(Regression(), regression_loss, 11, make_batch, config(epochs=1, seed=6))
+    other = torch.cat(asked).tolist()
+    check(other != orders[0], "another order for config.seed = 6 than for 5", came_back=other)
 
 
 class Net(nn.Module):
