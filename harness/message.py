@@ -73,8 +73,8 @@ def explain(error: BaseException, kata: Kata | None, test_file: Path) -> Red:
     while getattr(error, "exceptions", None):  # a group, as hypothesis raises for two failures
         error = error.exceptions[0]
     red = Red(cause=f"{type(error).__name__}: {error}")
-    stub = STUB.match(str(error)) if isinstance(error, NotImplementedError) else None
-    if stub:
+    stub = STUB.match(str(error))
+    if stub and is_stub(error):
         unwritten(red, kata, *stub.groups())
     elif isinstance(error, SyntaxError) and is_learner_file(error.filename):
         syntax_error(red, error)
@@ -86,12 +86,20 @@ def explain(error: BaseException, kata: Kata | None, test_file: Path) -> Red:
     elif isinstance(error, overlay.OriginError):
         red.facts = [("wrong file", str(error))]
     elif isinstance(error, KataFailure):
-        red.facts = [*error.facts, *contract(kata, error.name)]
+        red.facts = list(error.facts)
+        if error.__cause__ is not None:
+            red.facts += place(frames(error.__cause__.__traceback__))
+        red.facts += contract(kata, error.name)
     else:
         raised(red, error, kata, test_file)
     notes = [note for note in getattr(error, "__notes__", []) if "Falsifying example" in note]
     red.facts += [("example", " ".join(note.split())) for note in notes[:1]]
     return red
+
+
+def is_stub(error: BaseException) -> bool:
+    """Whether a stub raised it."""
+    return isinstance(error, NotImplementedError) and bool(STUB.match(str(error)))
 
 
 def unwritten(red: Red, kata: Kata | None, number: str, name: str, file: str) -> None:
@@ -134,8 +142,7 @@ def raised(red: Red, error: BaseException, kata: Kata | None, test_file: Path) -
     """An exception from the learner's code, or from the test on what it returned."""
     trace = frames(error.__traceback__)
     in_test = [each for each in trace if same(each[0].f_code.co_filename, test_file)]
-    in_code = [each for each in trace if is_learner_file(each[0].f_code.co_filename)]
-    written = [each for each in in_code if "/recsys/data/" not in each[0].f_code.co_filename]
+    in_code = place(trace)
     name = None
     call = next(filter(None, (seen(*each) for each in reversed(in_test))), None)
     if call:
@@ -148,22 +155,29 @@ def raised(red: Red, error: BaseException, kata: Kata | None, test_file: Path) -
     else:
         red.facts.append(("raised", f"{type(error).__name__}: {text}"))
     if in_code:
-        frame, line = (written or in_code)[-1]
-        file = frame.f_code.co_filename
-        where = f"{shown(file)}:{line}"
-        inside = frame.f_code.co_name
-        red.facts.append(("in", where + ("" if inside == "<module>" else f" {inside}")))
-        red.facts.append(("", linecache.getline(file, line).strip()))
-        red.cause = f"{type(error).__name__} {where}"
-        red.summary = f"{type(error).__name__} in {where}"
-        if inside == "<module>":
-            red.facts.insert(0, ("import", f"{shown(file)} cannot be imported"))
+        red.facts += in_code
+        where = in_code[0][1]
+        red.cause = red.summary = f"{type(error).__name__} in {where}"
+        if re.search(r":\d+$", where):  # not in a function: while it was imported
+            file = where.rpartition(":")[0]
             red.facts = [fact for fact in red.facts if fact[0] != "called"]
+            red.facts.insert(0, ("import", f"{file} cannot be imported"))
     elif in_test:
         frame, line = in_test[-1]
         source = linecache.getline(frame.f_code.co_filename, line).strip()
         red.facts.append(("in the test", f"{test_file.name}:{line} {source}"))
         red.facts += contract(kata, name)
+
+
+def place(trace: Sequence[tuple[Any, int]]) -> list[tuple[str, str]]:
+    """The learner's own line in a traceback: the innermost, the provided data package apart."""
+    ours = [each for each in trace if is_learner_file(each[0].f_code.co_filename)]
+    written = [each for each in ours if "/recsys/data/" not in each[0].f_code.co_filename]
+    for frame, line in reversed(written or ours):
+        file, function = frame.f_code.co_filename, frame.f_code.co_name
+        where = f"{shown(file)}:{line}" + ("" if function == "<module>" else f" {function}")
+        return [("in", where), ("", linecache.getline(file, line).strip())]
+    return []
 
 
 def contract(kata: Kata | None, name: str | None) -> list[tuple[str, str]]:

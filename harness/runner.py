@@ -27,6 +27,7 @@ from harness.paths import ROOT
 TIMEOUT = 300.0  # seconds for a kata
 OUTPUT_LIMIT = 1 << 20  # bytes
 MEMORY_LIMIT = 6 << 30  # bytes of address space, on the CPU only
+FILE_LIMIT = 64 << 20  # bytes of one file: pytest captures what a test prints in one
 
 
 @dataclass
@@ -91,8 +92,9 @@ class Child:
         )
         self.chunks: list[bytes] = []
         self.flooded = False
+        limit(self.process.pid, "RLIMIT_FSIZE", FILE_LIMIT)
         if memory:
-            limit_memory(self.process.pid)
+            limit(self.process.pid, "RLIMIT_AS", MEMORY_LIMIT)
         self.reader = threading.Thread(target=self.read, daemon=True)
         self.reader.start()
 
@@ -137,12 +139,12 @@ class Child:
         return b"".join(self.chunks).decode("utf-8", "replace")
 
 
-def limit_memory(pid: int) -> None:
-    """An address space limit, where the system has one that can be set from outside."""
+def limit(pid: int, name: str, most: int) -> None:
+    """Limit a resource of another process, where the system can do that."""
     try:
         import resource
 
-        resource.prlimit(pid, resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
+        resource.prlimit(pid, getattr(resource, name), (most, most))
     except (ImportError, AttributeError, OSError, ValueError):
         pass
 

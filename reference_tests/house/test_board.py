@@ -1,0 +1,98 @@
+"""The board and `kata status --json`."""
+
+import json
+import os
+
+import pytest
+
+from harness.paths import ROOT
+
+
+def status(checkout):
+    run = checkout.kata("status", "--json")
+    assert run.code == 0 and not run.err, run
+    return json.loads(run.out)
+
+
+def states(checkout):
+    return [(kata["state"], kata["passed"], kata["total"]) for kata in status(checkout)["katas"]]
+
+
+def test_states_of_a_kata(checkout):
+    assert states(checkout) == [("not_started", 0, 4), ("not_started", 0, 1)]
+    text = checkout.scale.read_text()
+    checkout.scale.write_text(text + "# begun\n")
+    assert states(checkout)[0] == ("stale", 0, 4)
+    checkout.kata("test", "01")
+    assert states(checkout)[0] == ("failing", 0, 4)
+    checkout.solve()
+    assert states(checkout)[0] == ("stale", 0, 4)
+    checkout.kata("test", "01")
+    assert states(checkout)[0] == ("passing", 4, 4)
+    with open(checkout.spec, "a") as spec:
+        spec.write("\n\n@rung(hint='')\ndef test_more():\n    assert models.total([]) == 0\n")
+    assert states(checkout)[0] == ("stale", 4, 5)
+    checkout.kata("reset", "01")
+    assert states(checkout)[0] == ("not_started", 0, 5)
+    checkout.scale.unlink()
+    assert states(checkout)[0] == ("not_started", 0, 5), "missing is never shown as green"
+
+
+def test_the_keys_are_fixed(checkout):
+    toml = checkout.root / "katas/02_shift/kata.toml"
+    toml.write_text(toml.read_text().replace('"core"', '"advanced"'))
+    checkout.solve()
+    checkout.kata("test", "01")
+    assert status(checkout) == {
+        "passing": 1,
+        "total": 1,
+        "katas": [
+            {"id": "01_scale", "track": "core", "state": "passing", "passed": 4, "total": 4},
+            {"id": "02_shift", "track": "advanced", "state": "not_started"}
+            | {"passed": 0, "total": 1},
+        ],
+    }
+
+
+def test_the_board(checkout):
+    lines = checkout.kata().out.splitlines()
+    assert lines[0] == "0 of 2 katas passing, 0 of 2 hours"
+    assert lines[-1] == "next: write src/recsys/models/scale.py, then: kata test 01"
+    checkout.solve()
+    assert "next: kata test 01" in checkout.kata().out
+    checkout.kata("test", "01")
+    lines = checkout.kata().out.splitlines()
+    assert lines[0] == "1 of 2 katas passing, 1 of 2 hours" and "shift.py" in lines[-1]
+    assert max(map(len, lines)) <= 80
+
+
+def test_an_unreadable_record_is_said_and_the_board_shown(checkout):
+    (checkout.root / ".kata").mkdir(exist_ok=True)
+    (checkout.root / ".kata/record.json").write_text("{")
+    run = checkout.kata()
+    assert run.code == 0 and "cannot be read" in run.err and "0 of 2" in run.out, run
+
+
+def cpu_seconds():
+    """Of the children so far: other than time on the wall, it does not depend on who else runs."""
+    used = os.times()
+    return used.children_user + used.children_system
+
+
+@pytest.mark.parametrize("command", [[], ["status", "--json"]])
+def test_no_torch_and_instant(checkout, command):
+    """In the real checkout: what is imported, and how much CPU time the best of five takes."""
+    code = (
+        "import sys; sys.argv[1:] = %r; from harness.cli import main; main(); "
+        "print(*sys.modules, file=sys.stderr)"
+    )
+    run = checkout.python("-c", code % (command,), cwd=ROOT)
+    loaded = {name.partition(".")[0] for name in run.err.split()}
+    assert run.code == 0 and "harness" in loaded
+    assert not loaded & {"torch", "numpy", "pandas", "rich", "libcst", "recsys", "pytest"}, loaded
+    seconds = []
+    for _ in range(5):
+        begin = cpu_seconds()
+        checkout.python("-m", "harness", *command, cwd=ROOT)
+        seconds.append(cpu_seconds() - begin)
+    assert min(seconds) < 0.3, seconds
