@@ -56,8 +56,10 @@ def table(scores, relevance, ks):
 def pairs_auc(scores, labels):
     wins = [
         (a > b) + (a == b) / 2
-        for a, x in zip(scores, labels, strict=True) if x == 1
-        for b, y in zip(scores, labels, strict=True) if y == 0
+        for a, x in zip(scores, labels, strict=True)
+        if x == 1
+        for b, y in zip(scores, labels, strict=True)
+        if y == 0
     ]
     return sum(wins) / len(wins)
 
@@ -81,13 +83,22 @@ def golden():
     ties = np.array([0.5, 0.5, -1.0, 2.0, 0.5, -1.0, -2.5, 0.75, 2.0])
     ks = (1, 3, 7, 12)
     return {
-        "distinct": {"scores": scores, "relevance": relevance,
-                     "expected": table(scores.tolist(), relevance.tolist(), ks)},
-        "tied": {"scores": tied, "relevance": relevance,
-                 "expected": table(tied.tolist(), relevance.tolist(), ks)},
+        "distinct": {
+            "scores": scores,
+            "relevance": relevance,
+            "expected": table(scores.tolist(), relevance.tolist(), ks),
+        },
+        "tied": {
+            "scores": tied,
+            "relevance": relevance,
+            "expected": table(tied.tolist(), relevance.tolist(), ks),
+        },
         "auc": {"scores": ties, "labels": labels, "expected": pairs_auc(ties, labels)},
-        "normalized_entropy": {"logits": logits, "labels": labels,
-                               "expected": entropy(logits, labels)},
+        "normalized_entropy": {
+            "logits": logits,
+            "labels": labels,
+            "expected": entropy(logits, labels),
+        },
     }
 
 
