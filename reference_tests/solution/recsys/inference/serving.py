@@ -31,6 +31,8 @@ Ranker = Callable[[np.ndarray, np.ndarray, np.ndarray], Any]
 
 EXACT_UP_TO = 50_000  # items; below it, looking at all of them is as fast as an index
 
+QUICK = 0.005  # seconds that the event loop may be held up
+
 
 # --- stage one: which items are near --------------------------------------------------------------
 
@@ -296,7 +298,8 @@ def create_app(
     - Every number in an answer is finite.
     - Requests that wait at the same time are answered together, at most ``max_batch`` by one call
       of ``recommend_batch``; none waits for others to come. An answer is the same as if it had
-      been asked alone. The service takes requests, or refuses them, while a batch is computed.
+      been asked alone. A slow recommender does not keep the service from telling its health and
+      from taking or refusing requests.
     - The loader is called once, at startup, and a warm-up request is answered before the service
       is ready. At shutdown all requests that were taken are answered.
 
@@ -405,10 +408,9 @@ def create_app(
 class _Batcher:
     """Answers requests together that arrive together, without ever waiting for more to come.
 
-    One task takes whatever is in the queue, at most max_batch, has it answered in a thread (the
-    event loop stays free to take requests and to refuse them), and then takes what has arrived
-    meanwhile. One client alone thus waits for nobody, many share the work. `recommender` may be
-    replaced at any time; a batch is answered by one recommender whole.
+    One task takes whatever is in the queue, at most max_batch, has it answered, and then takes what
+    has arrived meanwhile. One client alone thus waits for nobody, many share the work.
+    `recommender` may be replaced at any time; a batch is answered by one recommender whole.
     """
 
     def __init__(
@@ -430,13 +432,19 @@ class _Batcher:
         return await future
 
     async def run(self) -> None:
-        loop = asyncio.get_running_loop()
+        loop, quick = asyncio.get_running_loop(), False
         while True:
             batch = [await self.queue.get()]
             while len(batch) < self.max_batch and not self.queue.empty():
                 batch.append(self.queue.get_nowait())
             recommender, asked = self.recommender, [(user, k) for user, k, _ in batch]
-            answers = await loop.run_in_executor(self.thread, _answer, recommender, asked)
+            # a slow answer must not hold up the event loop; for a quick one a thread costs more
+            start = time.perf_counter()
+            if quick:
+                answers = _answer(recommender, asked)
+            else:
+                answers = await loop.run_in_executor(self.thread, _answer, recommender, asked)
+            quick = time.perf_counter() - start < QUICK
             for (_, _, future), answer in zip(batch, answers, strict=True):
                 if future.done():  # the client has gone away
                     pass
