@@ -126,13 +126,18 @@ def test_a_current_stamp_means_that_nothing_is_done(checkout, monkeypatch):
     assert calls == [(bootstrap.venv_python(checkout), ["run", "--seed", "1"], checkout)]
 
 
-@pytest.mark.parametrize("change", ["constraints.txt", "pyproject.toml", "python", "moved"])
+@pytest.mark.parametrize(
+    "change", ["constraints.txt", "pyproject.toml", "python", "upgraded", "moved"]
+)
 def test_the_stamp_is_of_pins_dependencies_python_and_place(checkout, change):
     fake_environment(checkout)
     bootstrap.write_stamp(checkout, bootstrap.wanted_stamp(checkout))
     assert bootstrap.is_current(checkout)
     if change == "python":
         os.remove(bootstrap.venv_python(checkout))
+    elif change == "upgraded":
+        os.rename(bootstrap.venv_python(checkout), os.path.join(checkout, "python3.99"))
+        os.symlink(os.path.join(checkout, "python3.99"), bootstrap.venv_python(checkout))
     elif change == "moved":
         os.rename(checkout, checkout + "-moved")
         checkout += "-moved"
