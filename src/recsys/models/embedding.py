@@ -113,7 +113,8 @@ class EmbeddingTable(nn.Module):
             ValueError: an unknown mode; weights with "max" or of another shape than values;
                 values or offsets that are not 1-D; offsets that do not start at 0, that fall, or
                 that end beyond N.
-            IndexError: an id outside the table.
+            IndexError or RuntimeError: an id outside the table, below 0 too (on a GPU: the device's
+                own assertion).
         """
         raise NotImplementedError(
             "kata 01: write EmbeddingTable.bag in src/recsys/models/embedding.py"
