@@ -56,6 +56,9 @@ def test_without_ruff_it_says_that_style_is_not_checked(checkout, capfd, monkeyp
 
 def test_the_shell_s_settings_change_nothing(checkout, capfd, monkeypatch):
     monkeypatch.setenv("PYTEST_ADDOPTS", "-k nothing")
+    monkeypatch.setenv("CI", "true")
+    text = "import os\n\n\ndef test_one():\n    assert 'CI' not in os.environ\n"
+    (checkout / "reference_tests" / "test_one.py").write_text(text)
     assert run() == 0
 
 
