@@ -28,9 +28,12 @@ class RankingModel(nn.Module):
     x0, *in parallel*, or the deep part reads what the cross network gives (*stacked*). A last
     Linear makes one number of what the parts give. It is a logit: no sigmoid.
 
+    Features that name the same table share it (``feature.table or feature.name``).
+
     Contract: a row depends on its own features only; columns are found by name, whatever their
-    order; every feature and every parameter has an influence; padding has none; ``eval()`` makes it
-    deterministic.
+    order, and columns without a feature are ignored; every feature and every parameter has an
+    influence; padding (index 0, of an ``id`` too) has none: its row of a table is zero and stays
+    so; only dropout is random, and only in training mode; inputs are not changed.
 
     Args:
         features: at least one, with distinct names. embedding_dim: of tables and text.
@@ -38,7 +41,8 @@ class RankingModel(nn.Module):
         structure: "parallel" or "stacked".
 
     Raises:
-        ValueError: no features, two of one name, an unknown kind or structure.
+        ValueError: no features, two of one name, two sizes for one table, an unknown kind or
+            structure.
 
     Source: Wang et al. 2021, "DCN V2", section 3 and figure 1.
     """
@@ -96,8 +100,9 @@ def listwise_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Softmax cross-entropy over the candidates of each user: a positive against its own list.
 
     ``loss[b] = -sum_c p[b, c] log softmax(logits[b])[c]`` with ``p = labels / sum of labels``. A
-    candidate whose logit is minus infinity is not there. The mean is over the lists that have a
-    positive; 0 if none has.
+    candidate whose logit is minus infinity is not there, and neither is its label. The mean is over
+    the lists that have a positive; the others add nothing, and if none has one the loss is 0.
+    Gradients are finite in all of these cases.
 
     Args:
         logits: (B, C), a row per user. labels: (B, C), at least 0.

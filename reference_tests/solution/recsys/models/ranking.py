@@ -32,9 +32,12 @@ class RankingModel(nn.Module):
     x0, *in parallel*, or the deep part reads what the cross network gives (*stacked*). A last
     Linear makes one number of what the parts give. It is a logit: no sigmoid.
 
+    Features that name the same table share it (``feature.table or feature.name``).
+
     Contract: a row depends on its own features only; columns are found by name, whatever their
-    order; every feature and every parameter has an influence; padding has none; ``eval()`` makes it
-    deterministic.
+    order, and columns without a feature are ignored; every feature and every parameter has an
+    influence; padding (index 0, of an ``id`` too) has none: its row of a table is zero and stays
+    so; only dropout is random, and only in training mode; inputs are not changed.
 
     Args:
         features: at least one, with distinct names. embedding_dim: of tables and text.
@@ -42,7 +45,8 @@ class RankingModel(nn.Module):
         structure: "parallel" or "stacked".
 
     Raises:
-        ValueError: no features, two of one name, an unknown kind or structure.
+        ValueError: no features, two of one name, two sizes for one table, an unknown kind or
+            structure.
 
     Source: Wang et al. 2021, "DCN V2", section 3 and figure 1.
     """
@@ -68,7 +72,7 @@ class RankingModel(nn.Module):
             raise ValueError(f"features must be at least one, with distinct names: {names}")
         self.features = tuple(features)
         self.structure = structure
-        self.encoders = nn.ModuleDict()
+        self.encoders, self.tables = nn.ModuleDict(), nn.ModuleDict()
         width = 0
         for feature in self.features:
             if feature.kind not in self.KINDS:
@@ -82,8 +86,15 @@ class RankingModel(nn.Module):
             width += embedding_dim
             if feature.kind == "text":
                 self.encoders[feature.name] = nn.Linear(feature.size, embedding_dim, bias=False)
-            else:
-                self.encoders[feature.name] = EmbeddingTable(feature.size, embedding_dim)
+                continue
+            table = feature.table or feature.name
+            if table not in self.tables:
+                self.tables[table] = EmbeddingTable(feature.size, embedding_dim)
+            if self.tables[table].num_embeddings != feature.size:
+                raise ValueError(
+                    f"feature {feature.name!r} has size {feature.size}, but its table {table!r} "
+                    f"has {self.tables[table].num_embeddings} rows"
+                )
         self.cross = CrossNetwork(width, num_cross_layers, rank=rank)
         layers: list[nn.Module] = []
         deep_width = width
@@ -108,11 +119,14 @@ class RankingModel(nn.Module):
     def _encode(self, feature: Feature, batch: Mapping[str, Tensor]) -> Tensor:
         if feature.name not in batch:
             raise KeyError(f"the batch has no column {feature.name!r}, only {sorted(batch)}")
-        x, encoder = batch[feature.name], self.encoders[feature.name]
-        if feature.kind in ("multi_hot", "history"):
-            offsets = torch.arange(len(x), device=x.device) * x.shape[1]
-            return encoder.bag(x.reshape(-1), offsets, mode="mean")
-        return encoder(x)
+        x = batch[feature.name]
+        if feature.kind in ("dense", "text"):
+            return self.encoders[feature.name](x)
+        table = self.tables[feature.table or feature.name]
+        if feature.kind == "id":
+            return table(x)
+        offsets = torch.arange(len(x), device=x.device) * x.shape[1]
+        return table.bag(x.reshape(-1), offsets, mode="mean")
 
 
 def binary_loss(
@@ -147,8 +161,9 @@ def listwise_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Softmax cross-entropy over the candidates of each user: a positive against its own list.
 
     ``loss[b] = -sum_c p[b, c] log softmax(logits[b])[c]`` with ``p = labels / sum of labels``. A
-    candidate whose logit is minus infinity is not there. The mean is over the lists that have a
-    positive; 0 if none has.
+    candidate whose logit is minus infinity is not there, and neither is its label. The mean is over
+    the lists that have a positive; the others add nothing, and if none has one the loss is 0.
+    Gradients are finite in all of these cases.
 
     Args:
         logits: (B, C), a row per user. labels: (B, C), at least 0.
@@ -164,9 +179,10 @@ def listwise_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """
     _check_shapes(logits, labels)
     z = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    y = labels.to(z.dtype)
+    y = labels.to(z.dtype).masked_fill(z == -torch.inf, 0.0)
     total = y.sum(1)
-    log_p = z.log_softmax(1).masked_fill(y == 0, 0.0)  # also hides minus infinity times 0
+    z = z.masked_fill((total == 0).unsqueeze(1), 0.0)  # a list of minus infinities has no softmax
+    log_p = z.log_softmax(1).masked_fill(y == 0, 0.0)  # minus infinity times 0 is not a number
     loss = -(y * log_p).sum(1) / total.masked_fill(total == 0, 1.0)
     return loss.sum() / (total > 0).sum().clamp(min=1)
 

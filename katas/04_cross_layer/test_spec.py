@@ -1,0 +1,805 @@
+"""Kata 04, DCN-V2: what `models/cross.py` and `models/ranking.py` must do, the simplest first."""
+
+import math
+
+import numpy as np
+import torch
+
+from harness.spec import (
+    assert_close,
+    assert_equal,
+    assert_scalar,
+    check,
+    device,
+    expect_error,
+    fail,
+    generator,
+    golden,
+    learner,
+    rung,
+)
+
+cross = learner("models.cross")
+ranking = learner("models.ranking")
+features = learner("data.features")
+
+FLOAT32 = {"rtol": 1e-5, "atol": 1e-5}  # many times what orders of summation differ by
+
+
+# --- inputs, gradients and the definitions --------------------------------------------------------
+
+
+def tensor(values, dtype=torch.float32):
+    """A float tensor on the device that gets a gradient."""
+    return torch.as_tensor(values).to(device(), dtype).clone().requires_grad_()
+
+
+def constant(values, dtype=torch.float32):
+    return torch.as_tensor(values).to(device(), dtype)
+
+
+def draw(seed, *shape):
+    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
+
+
+def arrays(**tensors):
+    return {name: x.detach().cpu().double().numpy() for name, x in tensors.items()}
+
+
+def load(module, state, dtype=torch.float32):
+    """Put `state` into a module whose `state_dict` must have just these names and shapes."""
+    found = {name: list(value.shape) for name, value in module.state_dict().items()}
+    wanted = {name: list(np.shape(value)) for name, value in state.items()}
+    assert_equal(found, wanted, what="names and shapes in state_dict()")
+    module.load_state_dict({name: torch.as_tensor(value) for name, value in state.items()})
+    return module.to(device(), dtype)
+
+
+def assert_refused(function, *shapes):
+    """ValueError from losses of tensors of these shapes."""
+    for some in shapes:
+        logits, labels, *weight = (torch.ones(shape, device=device()) for shape in some)
+        shown = ", ".join(str(list(shape)) for shape in some)
+        options = {"sample_weight": weight[0]} if weight else {}
+        expect_error(
+            lambda a=logits, b=labels, options=options: function(a, b, **options),
+            ValueError,
+            call=f"{function.__name__}({shown})",
+        )
+
+
+def assert_gradients(scalar, expected, inputs, *, call=None, **tolerance):
+    """The gradients of `scalar` with respect to `inputs`, both by name."""
+    check(
+        isinstance(scalar, torch.Tensor) and scalar.requires_grad,
+        "a tensor that can be differentiated (no .item(), no detach, no no_grad)",
+        came_back=scalar,
+        call=call,
+    )
+    found = torch.autograd.grad(scalar, list(inputs.values()), allow_unused=True)
+    for (name, value), grad in zip(inputs.items(), found, strict=True):
+        what = f"gradient of {name}"
+        if grad is None:
+            fail(expected="a gradient", came_back="none at all", call=call, what=what)
+        assert_close(grad, expected[name], like=value, call=call, what=what, **tolerance)
+
+
+def layer_by_hand(x0, xl, layer, cotangent):
+    """x0 * (W xl + b) + xl in float64, and the gradients of its product with `cotangent`."""
+    w = layer["weight"] if "weight" in layer else layer["u"] @ layer["v"]
+    inner, s = xl @ w.T + layer["bias"], cotangent * x0
+    slope = s.reshape(-1, len(w)).T @ xl.reshape(-1, len(w))
+    grads = {"bias": s.reshape(-1, len(w)).sum(0)}
+    if "weight" in layer:
+        grads["weight"] = slope
+    else:
+        grads.update(u=slope @ layer["v"].T, v=layer["u"].T @ slope)
+    return x0 * inner + xl, {"x0": cotangent * inner, "xl": cotangent + s @ w, **grads}
+
+
+def network_by_hand(x0, layers, cotangent):
+    """Layer after layer, and back again."""
+    states = [x0]
+    for layer in layers:
+        states.append(layer_by_hand(x0, states[-1], layer, cotangent)[0])
+    found, grad, grad_x0 = {}, cotangent, 0.0
+    for index in reversed(range(len(layers))):
+        grads = layer_by_hand(x0, states[index], layers[index], grad)[1]
+        grad_x0, grad = grad_x0 + grads.pop("x0"), grads.pop("xl")
+        found.update({f"layers.{index}.{name}": value for name, value in grads.items()})
+    return states[-1], {**found, "x0": grad_x0 + grad}
+
+
+def run_layer(x0, xl, state, cotangent, dtype, **tolerance):
+    """A layer with the values `state`, held against the formula: output and every gradient."""
+    rank = np.shape(state["u"])[1] if "u" in state else None
+    layer = load(cross.CrossLayer(np.shape(x0)[-1], rank=rank), state, dtype)
+    x0, xl, cotangent = tensor(x0, dtype), tensor(xl, dtype), constant(cotangent, dtype)
+    out = layer(x0, xl)
+    values = arrays(**dict(layer.named_parameters()))
+    expected, grads = layer_by_hand(**arrays(x0=x0, xl=xl, cotangent=cotangent), layer=values)
+    assert_close(out, expected, like=x0, **tolerance)
+    inputs = {"x0": x0, "xl": xl, **dict(layer.named_parameters())}
+    assert_gradients((out * cotangent).sum(), grads, inputs, **tolerance)
+
+
+def run_golden(case):
+    """A layer with a golden case's values: output and every gradient."""
+    given, expected = case["arguments"], case["expected"]
+    state = {name: given[name] for name in given if name in ("weight", "u", "v", "bias")}
+    rank = np.shape(given["u"])[1] if "u" in given else None
+    layer = load(cross.CrossLayer(np.shape(given["x0"])[1], rank=rank), state)
+    x0, xl = tensor(given["x0"]), tensor(given["xl"])
+    out = layer(x0, xl)
+    assert_close(out, expected["out"], like=x0, what="golden values", **FLOAT32)
+    inputs = {"x0": x0, "xl": xl, **dict(layer.named_parameters())}
+    scalar = (out * constant(given["cotangent"])).sum()
+    assert_gradients(scalar, expected, inputs, **FLOAT32)
+    return layer
+
+
+# --- cross layers ---------------------------------------------------------------------------------
+
+
+@rung(
+    hints=[
+        "Set W = 0 in the formula of the docstring: what is left? The residual is xl, not x0.",
+        "The bias is inside the product: x0 multiplies it. Every coordinate of W xl is a mix of "
+        "its own; one number for all would be version 1.",
+        "x0 * (xl @ self.weight.T + self.bias) + xl: the second axis of weight is the input, as in "
+        "nn.Linear",
+    ]
+)
+def test_full_matrix():
+    """out = x0 * (W xl + b) + xl: by hand, then golden values with every gradient."""
+    x0, xl = constant([[1.0, 2.0, -3.0]]), constant([[5.0, 7.0, 11.0]])
+    state = {"weight": np.zeros((3, 3)), "bias": np.zeros(3)}
+    layer = load(cross.CrossLayer(3), state)
+    assert_close(layer(x0, xl), xl, what="W = 0 and b = 0: xl comes back")
+    layer = load(cross.CrossLayer(3), {**state, "bias": [1.0, 10.0, 100.0]})
+    out = layer(x0, xl)
+    assert_close(out, [[6.0, 27.0, -289.0]], like=x0, what="W = 0, b = [1, 10, 100]")
+    state = {"weight": [[0.0, 2.0], [0.0, 0.0]], "bias": [0.0, 0.0]}
+    layer = load(cross.CrossLayer(2), state)
+    x0, xl = constant([[3.0, 5.0]]), constant([[1.0, 10.0]])
+    out = layer(x0, xl)
+    assert_close(out, [[61.0, 10.0]], like=x0, what="W = [[0, 2], [0, 0]], b = 0")
+    run_golden(golden("golden.json")["layer"]["full"])
+
+
+@rung(
+    hints=[
+        "W = U V, nothing else: what does V do to xl first, and what is its width then?",
+        "There is no activation between the two, no second bias, and no scaling by the rank.",
+        "(xl @ self.v.T) @ self.u.T, with u of shape (dim, rank) and v of shape (rank, dim)",
+    ]
+)
+def test_low_rank():
+    """A low-rank layer is the full layer with W = U V; golden values with every gradient."""
+    given = golden("golden.json")["layer"]["low_rank"]["arguments"]
+    layer = run_golden(golden("golden.json")["layer"]["low_rank"])
+    x0, xl = constant(given["x0"]), constant(given["xl"])
+    weight = np.asarray(given["u"]) @ np.asarray(given["v"])
+    full = load(cross.CrossLayer(4), {"weight": weight, "bias": given["bias"]})
+    for factor in (1.0, -2.0):  # both signs: an activation would show
+        low, high = layer(factor * x0, factor * xl), full(factor * x0, factor * xl)
+        assert_close(low, high.detach(), call="layer(x0, xl)", what="against W = U V", **FLOAT32)
+
+
+@rung(
+    hints=[
+        "With x0 = 2, W = 1, b = 0: the first layer gives 6. The second gives 2 * 6 + 6.",
+        "Every layer multiplies by x0, the input of the network, and adds its own input xl. "
+        "`x = x0` makes no copy, so `x += ...` would change x0 too.",
+        "x = x0, then for each layer of an nn.ModuleList: x = layer(x0, x)",
+    ]
+)
+def test_network():
+    """Each layer gets the network's input and the last state: by hand, then golden values."""
+    one = {"weight": [[1.0]], "bias": [0.0]}
+    state = {f"layers.{i}.{name}": value for i in range(2) for name, value in one.items()}
+    network = load(cross.CrossNetwork(1, 2), state)
+    x0 = constant([[2.0]])
+    with torch.no_grad():
+        out = network(x0)
+    assert_close(out, [[18.0]], like=x0, what="two layers with W = 1, b = 0 on x0 = 2")
+    assert_close(x0, [[2.0]], what="x0 afterwards: the caller's tensor is not changed")
+    state = {**state, "layers.0.weight": [[0.0]], "layers.0.bias": [1.0]}
+    state["layers.1.weight"] = [[0.0]]
+    network = load(cross.CrossNetwork(1, 2), state)
+    out = network(x0)
+    assert_close(out, [[4.0]], like=x0, what="W = 0 in both layers, b = 1 in the first only")
+    empty = cross.CrossNetwork(1, 0)
+    assert_close(empty(x0), x0, what="a network without layers")
+    case = golden("golden.json")["network"]
+    given, expected = case["arguments"], case["expected"]
+    state = {name: value for name, value in given.items() if name.startswith("layers.")}
+    network = load(cross.CrossNetwork(4, 3), state)
+    x0 = tensor(given["x0"])
+    out = network(x0)
+    assert_close(out, expected["out"], like=x0, **FLOAT32)
+    inputs = {"x0": x0, **dict(network.named_parameters())}
+    scalar = (out * constant(given["cotangent"])).sum()
+    assert_gradients(scalar, expected, inputs, rtol=1e-4, atol=1e-4)
+
+
+@rung(
+    hints=[
+        "Only the last axis is the features; there may be none, one or several in front.",
+        "Transpose the matrix, not the input; no .float(), no .view of a fixed number of axes, "
+        "nothing that ends in _ on x0 or xl.",
+    ]
+)
+def test_shapes_precision_and_size():
+    """Any leading axes, float64, large and strided inputs, all left as they were."""
+    for seed, (lead, dim, rank) in enumerate(
+        [((), 3, None), ((5,), 2, None), ((2, 3), 4, 3), ((0,), 3, 2), ((4, 1, 2), 3, None)]
+    ):
+        seed = 10 * seed
+        state = {"bias": draw(seed, dim)}
+        if rank is None:
+            state["weight"] = draw(seed + 1, dim, dim)
+        else:
+            state.update(u=draw(seed + 1, dim, rank), v=draw(seed + 2, rank, dim))
+        x0, xl, cotangent = draw(seed + 3, 3, *lead, dim)
+        run_layer(x0, xl, state, cotangent, torch.float64, rtol=1e-10, atol=1e-10)
+    big = {"weight": draw(61, 4, 4), "bias": 1000 * draw(62, 4)}
+    x0, xl = 1000 * draw(63, 2, 6, 4) + 500
+    run_layer(x0, xl, big, draw(64, 6, 4), torch.float32, rtol=1e-4, atol=5.0)  # values to 1e7
+    for rank in (None, 2):
+        network = cross.CrossNetwork(5, 2, rank=rank).to(device(), torch.float64)
+        with torch.no_grad():
+            for number, parameter in enumerate(network.parameters()):
+                parameter.copy_(draw(70 + number, *parameter.shape) / 2)
+        wide = draw(80, 3, 10).to(device())
+        x0, before = wide[:, ::2].requires_grad_(), wide[:, ::2].clone()
+        out = network(x0)
+        cotangent = draw(81, 3, 5)
+        parameters = dict(network.named_parameters())
+        values = arrays(**parameters)
+        layers = [
+            {name.split(".")[2]: v for name, v in values.items() if f"layers.{i}." in name}
+            for i in range(2)
+        ]
+        expected, grads = network_by_hand(before.cpu().numpy(), layers, cotangent.numpy())
+        assert_close(out, expected, like=x0)
+        scalar = (out * cotangent.to(device())).sum()
+        assert_gradients(scalar, grads, {"x0": x0, **parameters})
+        assert_close(x0, before, what="x0 afterwards")
+    layer = cross.CrossLayer(4).to(device())
+    x0, xl = constant(draw(90, 3, 4)), constant(draw(91, 3, 4))
+    before = x0.clone(), xl.clone()
+    with torch.no_grad():
+        layer(x0, xl)
+    assert_close(x0, before[0], what="x0 afterwards: not changed")
+    assert_close(xl, before[1], what="xl afterwards: not changed")
+
+
+@rung(
+    hints=[
+        "The docstring says what the values start from; nn.Linear's own start is another one.",
+        "torch.randn(...) / math.sqrt(fan_in): the fan in of V is dim, that of U is rank. "
+        "Compare the shapes of x0 and xl before you calculate.",
+    ]
+)
+def test_start_values_and_bad_input():
+    """Biases start at 0, matrices at Normal(0, 1 / sqrt(fan in)); bad input is refused."""
+    torch.manual_seed(4)
+    network = cross.CrossNetwork(120, 2)
+    low = cross.CrossLayer(300, rank=40)
+    starts = {
+        "weight of layer 0": (network.layers[0].weight, 120),
+        "weight of layer 1": (network.layers[1].weight, 120),
+        "u": (low.u, 40),
+        "v": (low.v, 300),
+    }
+    for name, (value, fan_in) in starts.items():
+        value = value.detach().cpu() * math.sqrt(fan_in)  # now Normal(0, 1), of 12,000 at least
+        rms, inner = value.square().mean().sqrt(), (value.abs() < 1).float().mean()
+        text = f"{name}: root mean square times sqrt({fan_in})"
+        assert_scalar(rms, 1.0, what=text, atol=0.05, call="CrossNetwork(120, 2)")
+        text = f"{name}: share of values within one standard deviation, .683 if Normal"
+        assert_scalar(inner, 0.683, what=text, atol=0.03, call="CrossNetwork(120, 2)")
+    for layer in (network.layers[0], network.layers[1], low):
+        assert_close(layer.bias, torch.zeros(len(layer.bias)), what="bias at the start")
+    check(
+        not torch.equal(network.layers[0].weight, network.layers[1].weight),
+        "layers that start from different values, each with parameters of its own",
+        call="CrossNetwork(120, 2)",
+    )
+    for dim, rank in ((0, None), (3, 0), (3, 4), (3, -1)):
+        expect_error(
+            lambda d=dim, r=rank: cross.CrossLayer(d, rank=r),
+            ValueError,
+            call=f"CrossLayer({dim}, rank={rank})",
+        )
+    expect_error(lambda: cross.CrossNetwork(3, -1), ValueError, call="CrossNetwork(3, -1)")
+    for shape0, shape in (((4, 3), (1, 3)), ((3,), (4, 3)), ((1, 3), (4, 3)), ((4, 1), (4, 3))):
+        for rank in (None, 3):
+            layer = cross.CrossLayer(3, rank=rank).to(device())
+            x0, xl = (torch.ones(each, device=device()) for each in (shape0, shape))
+            expect_error(
+                lambda layer=layer, x0=x0, xl=xl: layer(x0, xl),
+                ValueError,
+                call=f"layer(x0{list(shape0)}, xl{list(shape)})",
+            )
+
+
+# --- the ranking model ----------------------------------------------------------------------------
+
+
+ALL = [  # name, kind, size: every kind, and two features with one table
+    ("price", "dense", 2),
+    ("plot", "text", 5),
+    ("item", "id", 11, "item"),
+    ("genres", "multi_hot", 7),
+    ("seen", "history", 11, "item"),
+]
+
+
+def build(specs, **options):
+    """A model on the device, of features given as tuples."""
+    torch.manual_seed(11)
+    chosen = [features.Feature(*spec) for spec in specs]
+    model = ranking.RankingModel(chosen, **options)
+    return model.to(device())
+
+
+def columns(specs, rows, seed=0, dtype=torch.float32):
+    """Random columns of `rows` rows; lists of ids are 4 long, with and without padding."""
+    batch = {}
+    for number, (name, kind, size, *_) in enumerate(specs):
+        source = generator(100 * seed + number)
+        if kind in ("dense", "text"):
+            column = torch.randn(rows, size, generator=source).to(dtype)
+        else:
+            length = () if kind == "id" else (4,)
+            column = torch.randint(1, size, (rows, *length), generator=source)
+            if kind != "id":
+                column[torch.arange(4) >= 1 + torch.arange(rows)[:, None] % 4] = 0
+        batch[name] = column.to(device())
+    return batch
+
+
+def settled(model, batch, steps=3):
+    """The model after a few plain gradient steps, so that nothing hangs on how it starts."""
+    sign = 1 - 2 * (torch.arange(len(next(iter(batch.values()))), device=device()) % 2)
+    parameters = list(model.parameters())
+    for _ in range(steps):
+        loss = torch.nn.functional.softplus(sign * model(batch)).mean()
+        grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+        with torch.no_grad():
+            for parameter, grad in zip(parameters, grads, strict=True):
+                if grad is not None:
+                    parameter -= 0.3 * grad
+    return model
+
+
+def size_of(specs, **options):
+    return sum(parameter.numel() for parameter in build(specs, **options).parameters())
+
+
+@rung(
+    hints=[
+        "Which layers are left with num_cross_layers=0 and hidden_dims=()? What can they say?",
+        "x0 enters the last Linear as it is: no sigmoid, no activation, no normalisation. A list "
+        "is the mean of its rows, not their sum.",
+        "torch.cat the vectors of all features, then Linear(width, 1) and squeeze(-1), which "
+        "leaves a batch of one alone (squeeze() does not)",
+    ]
+)
+def test_one_logit_a_row():
+    """Logits are (B,). Without cross layers and deep part they are linear in x0."""
+    for structure in ("parallel", "stacked"):
+        options = {"num_cross_layers": 0, "hidden_dims": (), "structure": structure}
+        model = build(ALL, **options)
+        for rows in (6, 1):
+            batch = columns(ALL, rows)
+            logits = model(batch)
+            dtype = batch["price"]
+            assert_close(logits, logits.detach().reshape(rows), like=dtype, what="its shape")
+        model = build(ALL, **options).double()
+        batch = columns(ALL, 6, dtype=torch.float64)
+        for name in ("price", "plot"):
+            middle, step = batch[name], 10 * torch.ones_like(batch[name])
+            low = model({**batch, name: middle - step})
+            logits = model({**batch, name: middle + step})
+            mean, at = (low + logits).detach() / 2, model(batch)
+            text = f"a step up and down in {name!r} ({structure}): their mean is the middle"
+            assert_close(mean, at.detach(), what=text)
+        for name in ("genres", "seen"):
+            one, other = (torch.full((6, 1), i, device=device()) for i in (3, 5))
+            lists = [one, other, torch.cat([one, other], 1), torch.cat([one, other, one, other], 1)]
+            logits = [model({**batch, name: ids}).detach() for ids in lists]
+            mean, call = (logits[0] + logits[1]) / 2, f"model(batch with {name}=...)"
+            text = f"{name} [3, 5]: the mean of [3] and [5]"
+            assert_close(logits[2], mean, what=text, call=call)
+            assert_close(logits[3], mean, what=f"{name} [3, 5, 3, 5]", call=call)
+
+
+@rung(
+    hints=[
+        "What does a row that knows nothing say? All zeros, which the last bias moves.",
+        "Divide a list by the number of its real entries, at least 1. Give the table a padding "
+        "row that never learns; the linear map of a text has no bias.",
+    ]
+)
+def test_padding_and_missing_text():
+    """Padding has no influence, and neither has a text of zeros; an empty list gives zeros."""
+    model = settled(build(ALL, dropout=0.5).eval(), columns(ALL, 8)).double()
+    batch = columns(ALL, 5, 1, torch.float64)
+    for name in ("genres", "seen"):
+        ids = torch.tensor([[3, 5]] * 5, device=device())
+        with torch.no_grad():
+            plain = model({**batch, name: ids})
+            for places in ([1, 2, 0, 0], [0, 0, 1, 0, 2]):
+                padded = torch.tensor([0, 3, 5], device=device())[torch.tensor(places)]
+                logits = model({**batch, name: padded.expand(5, -1)})
+                text = f"{name} {padded.tolist()} instead of [3, 5]"
+                assert_close(logits, plain, what=text)
+    nothing = {"plot": 0.0, "item": 0, "genres": 0, "seen": 0}
+    for spec in ALL[1:]:
+        name = spec[0]
+        model = build([spec], hidden_dims=(), num_cross_layers=2)
+        settled(model, columns([spec], 8))
+        batch = {name: torch.full_like(columns([spec], 3)[name], nothing[name])}
+        logits = model(batch)
+        text = f"three rows of zeros in {name!r} ({spec[1]}), the only feature"
+        assert_close(logits, logits[:1].detach().expand(3), what=text)
+        parameters = dict(model.named_parameters())
+        grads = torch.autograd.grad(logits.sum(), list(parameters.values()), allow_unused=True)
+        for key, grad in zip(parameters, grads, strict=True):
+            if grad is not None and parameters[key].numel() > 1:
+                what = f"{text}: gradient of {key}; only a bias of the logit has any"
+                assert_close(grad, torch.zeros_like(grad), what=what)
+
+
+@rung(
+    hints=[
+        "Is every part registered, used, and connected to the logit?",
+        "Modules belong in nn.ModuleDict and nn.ModuleList, not in a dict or list. The output of "
+        "the cross network has to reach the head, in both structures.",
+        "parallel: head(cat([cross(x0), deep(x0)])); stacked: head(deep(cross(x0)))",
+    ]
+)
+def test_everything_has_an_influence():
+    """Every parameter gets a gradient, every feature moves the logit; all of it is in the state."""
+    for structure in ("parallel", "stacked"):
+        for rank in (None, 3):
+            options = {"structure": structure, "rank": rank, "hidden_dims": (17, 13)}
+            model = settled(build(ALL, **options), columns(ALL, 40))
+            batch = columns(ALL, 40, 1)
+            for name in ("price", "plot"):
+                batch[name].requires_grad_()
+            logits = model(batch)
+            check(logits.requires_grad, "logits that can be differentiated")
+            leaves = {f"parameter {key}": value for key, value in model.named_parameters()}
+            leaves.update(price=batch["price"], plot=batch["plot"])
+            grads = torch.autograd.grad(logits.sum(), list(leaves.values()), allow_unused=True)
+            for name, grad in zip(leaves, grads, strict=True):
+                text = f"gradient of {name} ({structure}, rank={rank})"
+                if grad is None or not bool(grad.count_nonzero()):
+                    came_back = "none at all" if grad is None else "zeros everywhere"
+                    fail(expected="an influence on the logits", came_back=came_back, what=text)
+                check(grad.isfinite().all(), "finite gradients", what=text)
+            for name in ("price", "plot"):
+                text = f"gradient of each column of {name!r} ({structure})"
+                check(grads[list(leaves).index(name)].count_nonzero(0).all(), "not 0", what=text)
+            with torch.no_grad():
+                for name, kind, size, *_ in ALL[2:]:
+                    other = torch.where(batch[name] > 0, batch[name] % (size - 1) + 1, 0)
+                    moved = model({**batch, name: other})
+                    text = f"other ids in {name!r} ({kind}, {structure})"
+                    check((moved != logits).any(), "other logits", what=text)
+            twin = ranking.RankingModel([features.Feature(*spec) for spec in ALL], **options)
+            twin.load_state_dict(model.state_dict())
+            twin = twin.to(device())
+            text = "a second model with the first one's state_dict"
+            assert_close(twin(batch), logits.detach(), what=text)
+
+
+@rung(
+    hints=[
+        "Count the numbers that the table in the docstring asks for: a scale and a shift each, "
+        "embedding_dim a row, and so on.",
+        "x0 is as wide as all vectors side by side: the sizes of the dense features plus "
+        "embedding_dim for each of the others. Features that name one table share it.",
+        "tables[feature.table or feature.name], made once; Linear(size, embedding_dim, bias=False)",
+    ]
+)
+def test_sizes():
+    """Every part has the stated size; features that make no sense are refused."""
+    plain = {"num_cross_layers": 0, "hidden_dims": (), "structure": "stacked", "embedding_dim": 3}
+
+    def grows(what, by, before, after):
+        assert_equal(after - before, by, what=what, call="RankingModel(features, ...)")
+
+    for kind, by in (("dense", 3), ("text", 3), ("id", 3), ("multi_hot", 3), ("history", 3)):
+        rest = {"dense": " (scale, shift, head)"}.get(kind, ", embedding_dim=3")
+        sizes = [size_of([("one", kind, size)], **plain) for size in (6, 7)]
+        grows(f"parameters that one more of {kind!r} takes{rest}", by, *sizes)
+    alone = size_of([("a", "id", 9, "t"), ("b", "history", 9, "u")], **plain)
+    shared = size_of([("a", "id", 9, "t"), ("b", "history", 9, "t")], **plain)
+    grows("parameters saved when id and history name one table of 9 rows", 27, shared, alone)
+    # x0 of ALL is 2 + 4 * 3 = 14 wide
+    for rank, by in ((None, 14 * 14 + 14), (2, 2 * 14 * 2 + 14)):
+        sizes = [size_of(ALL, **{**plain, "num_cross_layers": n, "rank": rank}) for n in (1, 2)]
+        grows(f"parameters of one more cross layer of width 14, rank={rank}", by, *sizes)
+    sizes = [size_of(ALL, **{**plain, "hidden_dims": (6, n)}) for n in (4, 5)]
+    grows("parameters of one more unit in hidden_dims[1], after 6 units", 8, *sizes)
+    sizes = [size_of(ALL, **{**plain, "hidden_dims": (n, 5)}) for n in (6, 7)]
+    grows("parameters of one more unit in hidden_dims[0], on x0 of width 14", 20, *sizes)
+    stacked, parallel = (
+        size_of(ALL, **{**plain, "hidden_dims": (6,), "structure": name})
+        for name in ("stacked", "parallel")
+    )
+    check(
+        parallel - stacked in (14, 15),  # 15: a Linear for each part, and each with a bias
+        "a head that is 14 wider: it reads the deep part and every column of the cross network",
+        came_back=parallel - stacked,
+        call="RankingModel(features, structure='parallel', ...)",
+        what="parameters that 'parallel' has more than 'stacked'",
+    )
+    for specs, text in (
+        ([], "no features"),
+        ([("a", "dense", 1), ("a", "id", 5)], "two features called 'a'"),
+        ([("a", "dense", 1), ("b", "one_hot", 5)], "a feature of kind 'one_hot'"),
+        ([("a", "id", 6, "t"), ("b", "id", 5, "t")], "two sizes for one table"),
+    ):
+        expect_error(
+            lambda specs=specs: build(specs, **plain), ValueError, call=f"RankingModel({text})"
+        )
+    for structure in ("serial", "Parallel"):
+        expect_error(
+            lambda structure=structure: build(ALL, structure=structure),
+            ValueError,
+            about=(structure, "structure"),
+            call=f"RankingModel(features, structure={structure!r})",
+        )
+
+
+@rung(
+    hints=[
+        "Would the answer for one user change with who else is in the batch?",
+        "No batch normalisation. Walk through the features, not through the batch. Dropout belongs "
+        "to the deep part and obeys model.training (nn.Dropout does).",
+    ]
+)
+def test_rows_columns_and_dropout():
+    """Rows do not see each other, columns go by name; only dropout in training is random."""
+    model = settled(build(ALL), columns(ALL, 16)).double()
+    batch = columns(ALL, 7, 2, torch.float64)
+    before = {name: column.clone() for name, column in batch.items()}
+    with torch.no_grad():
+        logits = model(batch)
+        for row in range(7):
+            alone = model({name: column[row : row + 1] for name, column in batch.items()})
+            assert_close(alone, logits[row : row + 1], what=f"row {row} alone, in training mode")
+        turned = dict(reversed(list(batch.items())))
+        turned["a column without a feature"] = torch.zeros(7, 2, device=device())
+        assert_close(model(turned), logits, what="columns in another order, and one more")
+        assert_close(model(batch), logits, what="training mode, dropout 0: the same again")
+    assert_equal(list(batch), list(before), what="names in the batch afterwards")
+    for name, column in batch.items():
+        assert_close(column, before[name], what=f"column {name!r} afterwards: not changed")
+    for missing in ("price", "genres"):
+        some = {name: column for name, column in batch.items() if name != missing}
+        expect_error(
+            lambda some=some: model(some),
+            KeyError,
+            about=missing,
+            call=f"model(batch without {missing!r})",
+        )
+    model = settled(build(ALL, dropout=0.5), columns(ALL, 16)).double()
+    with torch.no_grad():
+        check((model(batch) != model(batch)).any(), "dropout in training mode: other logits again")
+        model.eval()
+        assert_close(model(batch), model(batch), what="eval mode: the same twice", rtol=0, atol=0)
+        model = build(ALL, dropout=0.5, hidden_dims=()).double()
+        logits = model(batch)
+        assert_close(model(batch), logits, what="training mode without deep part: nothing random")
+
+
+@rung(
+    hints=[
+        "The label is whether two numbers have the same sign. A linear model can only guess.",
+        "parallel: the deep part reads x0, so all curvature comes from the cross network and is "
+        "the same everywhere. stacked: the deep part reads what the cross network gives.",
+        "stacked: head(deep(cross(x0))). parallel: head(cat([cross(x0), deep(x0)], -1)).",
+    ]
+)
+def test_what_each_part_can_do():
+    """A cross layer alone learns a product; parallel and stacked differ in curvature."""
+    specs = [("a", "dense", 1), ("b", "dense", 1)]
+    ends = constant([[1.0], [1.0], [-1.0], [-1.0]]), constant([[1.0], [-1.0], [1.0], [-1.0]])
+    batch = dict(zip("ab", ends, strict=True))
+    target = (batch["a"] * batch["b"])[:, 0]
+    for structure, rank, layers in (
+        ("parallel", None, 1),
+        ("stacked", None, 1),
+        ("parallel", 1, 1),
+        ("parallel", None, 0),
+    ):
+        model = build(
+            specs, structure=structure, rank=rank, num_cross_layers=layers, hidden_dims=()
+        )
+        parameters = list(model.parameters())
+        for _ in range(150):
+            logits = model(batch)
+            loss = torch.nn.functional.softplus(-target * logits).mean()
+            with torch.no_grad():
+                for value, grad in zip(
+                    parameters, torch.autograd.grad(loss, parameters), strict=True
+                ):
+                    value -= 0.5 * grad
+        text = f"loss of the product of two signs, {layers} cross layers ({structure}, {rank=})"
+        if layers:
+            check(loss < 0.3, "below 0.3: learned", came_back=loss, what=text)
+        else:
+            check(loss > 0.69, "log 2: out of reach", came_back=loss, what=text)
+    for structure in ("parallel", "stacked"):
+        options = {"hidden_dims": (16,), "structure": structure}
+        specs = [("x", "dense", 3)]
+        model = settled(build(specs, num_cross_layers=1, **options), columns(specs, 12)).double()
+        x = draw(5, 30, 3).to(device()).requires_grad_()
+        slope = torch.autograd.grad(model({"x": x}).sum(), x, create_graph=True)[0]
+        curve = torch.autograd.grad((slope * constant([1.0, 2.0, -1.0])).sum(), x)[0]
+        spread, size = (curve - curve[:1]).abs().max(), curve.abs().max()
+        text = f"second derivative of the logit by a dense feature ({structure})"
+        if structure == "parallel":
+            check(size > 1e-6, "not 0, from the cross layer", came_back=size, what=text)
+            check(spread < 1e-9, "the same in all rows", came_back=curve[:2, 0], what=text)
+        else:
+            expected = "different from row to row: the deep part comes after the products"
+            check(spread > 1e-6, expected, came_back=curve[:2, 0], what=text)
+        model = settled(build(specs, num_cross_layers=0, **options), columns(specs, 12)).double()
+        x = 3 * x.detach()
+        logits = model({"x": x})
+        middle, bent = (logits[::2] + logits[1::2]) / 2, model({"x": (x[::2] + x[1::2]) / 2})
+        text = f"no cross layers, hidden_dims=(16,) ({structure})"
+        check((middle - bent).abs().max() > 1e-6, "not linear: ReLU in the deep part", what=text)
+
+
+# --- the losses -----------------------------------------------------------------------------------
+
+
+@rung(
+    hints=[
+        "The logit of a row against its own label; then a mean with weights.",
+        "Divide by the sum of the weights, not by B, and not by 0. Labels need not be floats.",
+        "F.softplus(logits) - labels * logits, for each row",
+    ]
+)
+def test_binary_loss():
+    """The weighted mean of log(1 + exp(z)) - y z: golden values, gradients, any label dtype."""
+    zeros, labels = torch.zeros(3, device=device()), torch.tensor([0, 1, 1], device=device())
+    loss = ranking.binary_loss(zeros, labels)
+    assert_scalar(loss, math.log(2), what="three logits of 0: even odds")
+    for case in golden("golden.json")["binary"].values():
+        logits, labels = tensor(case["arguments"]["logits"]), constant(case["arguments"]["labels"])
+        weight = case["arguments"].get("sample_weight")
+        sample_weight = None if weight is None else constant(weight)
+        loss = ranking.binary_loss(logits, labels, sample_weight=sample_weight)
+        assert_scalar(loss, case["expected"]["loss"], **FLOAT32)
+        # a loss is often one term of several: its gradients scale with what comes from above
+        expected = {"logits": 3 * np.asarray(case["expected"]["logits"])}
+        assert_gradients(3 * loss, expected, {"logits": logits}, **FLOAT32)
+    logits = constant(draw(1, 5))
+    z, y = arrays(z=logits)["z"], np.array([1, 0, 0, 1, 1])
+    rows = np.logaddexp(0, z) - y * z
+    for dtype in (torch.bool, torch.int64, torch.float64, torch.bfloat16):
+        labels = torch.tensor(y, device=device()).to(dtype)
+        loss = ranking.binary_loss(logits, labels)
+        assert_scalar(loss, rows.mean(), what=f"{dtype} labels", **FLOAT32)
+    weight = np.array([0.01, 0.02, 0.0, 0.03, 0.02])
+    sample_weight = constant(weight)
+    loss = ranking.binary_loss(logits, labels, sample_weight=sample_weight)
+    assert_scalar(loss, weight @ rows / weight.sum(), what="weights that sum to 0.08", rtol=1e-5)
+    logits, sample_weight = logits.requires_grad_(), torch.zeros(5, device=device())
+    loss = ranking.binary_loss(logits, labels, sample_weight=sample_weight)
+    assert_scalar(loss, 0.0, what="all weights are 0")
+    assert_gradients(loss, {"logits": np.zeros(5)}, {"logits": logits})
+
+
+@rung(
+    hints=[
+        "exp(100) is infinite in float32, and 1 - sigmoid(20) is 0.",
+        "Do not go through a probability, nor clamp one: the loss of a logit of 10,000 for a 0 is "
+        "10,000. Convert bfloat16 before you calculate.",
+        "F.softplus, torch.logaddexp or F.binary_cross_entropy_with_logits. And compare the shapes "
+        "first: (B,) against (B, 1) broadcasts to a (B, B) table of all logits by all labels",
+    ]
+)
+def test_binary_loss_extremes():
+    """Right for |z| up to 1e5, from bfloat16, for one row; other shapes are refused."""
+    for value in (-1e5, -1e4, -20.0, -0.5, 3.0, 90.0, 1e4):
+        for y in (0.0, 1.0) if value != 3 else (0.0, 1.0, 0.3):
+            logits, labels = tensor([value]), constant([y])
+            loss = ranking.binary_loss(logits, labels)
+            text = f"logit {value:g}, label {y:g}"
+            z = logits.item()
+            assert_scalar(loss, np.logaddexp(0, z) - float(labels) * z, what=text, **FLOAT32)
+            slope = [0.5 + 0.5 * math.tanh(z / 2) - y]
+            assert_gradients(
+                loss, {"logits": slope}, {"logits": logits}, call=f"loss.backward(), {text}"
+            )
+    for dtype in (torch.bfloat16, torch.float16):
+        logits = constant(4 * draw(2, 9), dtype)
+        labels = torch.arange(9, device=device()) % 2
+        z = arrays(z=logits)["z"]
+        expected = (np.logaddexp(0, z) - np.arange(9) % 2 * z).mean()
+        loss = ranking.binary_loss(logits, labels)
+        assert_scalar(loss, expected, what=f"{dtype} logits: in float32 at least", **FLOAT32)
+        check(loss.dtype in (torch.float32, torch.float64), "float32", came_back=loss.dtype)
+    assert_refused(
+        ranking.binary_loss,
+        ((4,), (4, 1)),
+        ((4, 1), (4,)),
+        ((4,), (1,)),
+        ((4,), ()),
+        ((4,), (4,), (1,)),
+        ((4,), (4,), (4, 1)),
+        ((4,), (4,), ()),
+        ((0,), (0,)),
+    )
+
+
+@rung(
+    hints=[
+        "Softmax over the candidates of one user, cross-entropy with the labels made to sum to 1.",
+        "A list without a positive is not in the mean. Minus infinity times 0 is not a number.",
+        "log_p = logits.log_softmax(1), set to 0 where the label is; lists without a positive get "
+        "harmless logits before the softmax, and a divisor of 1. Shapes that differ are refused",
+    ]
+)
+def test_listwise_loss():
+    """The mean over lists with a positive of -sum p log softmax(z): values and gradients."""
+    case = golden("golden.json")["listwise"]
+    logits, labels = tensor(case["arguments"]["logits"]), constant(case["arguments"]["labels"])
+    loss = ranking.listwise_loss(logits, labels)
+    assert_scalar(loss, case["expected"]["loss"], **FLOAT32)
+    expected = {"logits": 3 * np.asarray(case["expected"]["logits"])}
+    assert_gradients(3 * loss, expected, {"logits": logits}, **FLOAT32)
+    higher = logits.detach() + constant([[1e3], [-1e3], [1e4], [0.0]])
+    loss = ranking.listwise_loss(higher, labels)
+    text = "each list 1000 or so higher or lower: the same loss"
+    assert_scalar(loss, case["expected"]["loss"], what=text, rtol=1e-3, atol=1e-3)
+    # softmax of 0 and -1e4: the loss is 1e4 where the second is the positive
+    steep = constant([[0.0, -1e4], [0.0, -1e4]])
+    loss = ranking.listwise_loss(steep, constant([[0, 1], [1, 0]], torch.int64))
+    assert_scalar(loss, 5000.0, what="logits 0 and -1e4, the positive once at either")
+    low = float("-inf")
+    logits = tensor([[1.0, low, 0.0, low], [low, low, low, low], [2.0, 1.0, 0.0, low]])
+    for labels, expected, slopes, text in (
+        ([[1, 0, 0, 0], [0] * 4, [0] * 4], math.log1p(math.exp(-1)), [1, 0], "one positive"),
+        ([[1, 1, 0, 0], [0] * 4, [0] * 4], math.log1p(math.exp(-1)), [1, 0], "one at -inf"),
+        ([[0, 1, 0, 0], [1] * 4, [0] * 4], 0.0, [0, 0], "positives at -inf only"),
+        ([[0] * 4, [0] * 4, [0] * 4], 0.0, [0, 0], "no positive at all"),
+        ([[0, 0, 1, 0], [1] * 4, [0, 1, 0, 0]], None, None, "positives in the first and last"),
+    ):
+        labels = torch.tensor(labels, device=device())
+        loss = ranking.listwise_loss(logits, labels)
+        text = f"candidates at minus infinity, {text}"
+        if expected is None:
+            first = 1 + math.log1p(math.exp(-1))
+            last = math.log(math.exp(2) + math.e + 1) - 1
+            assert_scalar(loss, (first + last) / 2, what=text)
+            continue
+        assert_scalar(loss, expected, what=text)
+        grad = -1 / (1 + math.e)
+        slope = [[slopes[0] * grad, 0, -slopes[0] * grad, 0], [0.0] * 4, [0.0] * 4]
+        call = "loss.backward()"
+        assert_gradients(loss, {"logits": slope}, {"logits": logits}, call=f"{call}, {text}")
+    logits = constant(draw(3, 2, 5), torch.bfloat16)
+    z, y = arrays(z=logits)["z"], np.eye(5)[[1, 4]]
+    expected = (np.log(np.exp(z).sum(1)) - (z * y).sum(1)).mean()
+    loss = ranking.listwise_loss(logits, constant(y, torch.bool))
+    assert_scalar(loss, expected, what="bfloat16 logits: in float32 at least", **FLOAT32)
+    assert_refused(
+        ranking.listwise_loss,
+        ((4, 3), (4, 1)),
+        ((4, 3), (3,)),
+        ((4, 3), (1, 3)),
+        ((4, 3), (3, 4)),
+        ((0, 3), (0, 3)),
+    )
