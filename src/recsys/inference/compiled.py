@@ -1,0 +1,175 @@
+"""Compiled models: one graph, counted, timed honestly, and used where it pays (kata 07)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+Function = Callable[..., Any]
+
+
+def compile_model(
+    model: nn.Module,
+    *,
+    backend: str | Function | None = None,
+    dynamic: bool | None = None,
+    mode: str | None = None,
+) -> nn.Module:
+    """The model as one compiled graph that shares its weights; nothing compiles before a call.
+
+    - **One graph or an error**: what cannot be traced whole raises a RuntimeError at the call that
+      meets it; it is never cut in pieces that run slowly and silently.
+    - **Few graphs**: over batches of changing size at most three are compiled (the first size, any
+      size, and one row, which always has a graph of its own).
+    - **The model stays as it is**: it can still be called without compilation, and training,
+      ``eval()``, loading and moving act on both, since both are the same parameters and modules.
+    - **Interchangeable checkpoints**: ``state_dict()`` of the result has the keys of the model's
+      (no ``_orig_mod.``), and each loads what the other saved, with ``strict=True``.
+
+    Args:
+        backend: a name or a function, as for :func:`torch.compile`. None: ``"inductor"`` where a
+            C++ compiler works; else ``"eager"``, which traces but generates no code, after a
+            RuntimeWarning that says so.
+        dynamic: True makes sizes symbolic from the first call, False compiles each size anew, None
+            after a second size was seen.
+        mode: as for :func:`torch.compile`, of inductor only; dropped where "eager" stands in.
+            ``"reduce-overhead"`` replays CUDA graphs: there an output is overwritten by the next
+            call, so clone what has to live longer.
+
+    Example:
+        >>> model = nn.Linear(3, 2)
+        >>> compiled = compile_model(model, backend="eager")
+        >>> list(compiled.state_dict())
+        ['weight', 'bias']
+    """
+    raise NotImplementedError("kata 07: write compile_model in src/recsys/inference/compiled.py")
+
+
+def warm_up(function: Function, inputs: Sequence[tuple[Any, ...]], *, grad: bool = False) -> float:
+    """Pay for compilation now: call the function on each input as it is going to be called later.
+
+    Code is compiled for a gradient mode and for kinds of sizes; later calls are free only if the
+    warm-up met both. Give batches of two different sizes if sizes are going to change.
+
+    Args:
+        inputs: argument tuples. The first tensor in each (inside dicts, lists, tuples too) must
+            have two rows or more: sizes 0 and 1 are special cases with code of their own.
+        grad: False as for serving, under ``torch.no_grad()``. True as for training: with
+            gradients, and a backward pass from the sum of the outputs that need one. No ``.grad``
+            is left or changed, whatever the gradient mode of the caller.
+
+    Returns:
+        Seconds that it took, with compilation.
+
+    Raises:
+        ValueError: no inputs, or one that starts with fewer than two rows.
+    """
+    raise NotImplementedError("kata 07: write warm_up in src/recsys/inference/compiled.py")
+
+
+@dataclass(frozen=True)
+class CompileReport:
+    """What compilation did with some calls.
+
+    Attributes:
+        graphs: graphs that were compiled.
+        graph_breaks: places at which tracing had to stop, each time that they were compiled; 0 is
+            what one wants.
+        recompiles: graphs that calls after the first one added.
+        reasons: why it broke, a line each.
+    """
+
+    graphs: int
+    graph_breaks: int
+    recompiles: int
+    reasons: tuple[str, ...] = ()
+
+
+def count_graphs(
+    function: Function, inputs: Sequence[tuple[Any, ...]], *, dynamic: bool | None = None
+) -> CompileReport:
+    """Call a function or model on the inputs, in order, and count what dynamo compiles for them.
+
+    Tracing alone is counted, with a backend that generates no code, so it needs no compiler and
+    takes little time. Graph breaks are allowed, that they can be counted. The count begins in a
+    clean state and leaves one (``torch._dynamo.reset``): what was compiled or counted before has
+    no part in it, and compiled models will compile again at their next call.
+
+    Args:
+        function: a module or function, compiled or not; if compiled, the original is looked at.
+        inputs: argument tuples, at least one. The calls run in the caller's gradient mode.
+
+    Raises:
+        ValueError: no inputs.
+    """
+    raise NotImplementedError("kata 07: write count_graphs in src/recsys/inference/compiled.py")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of a call.
+
+    Attributes:
+        median, low, high: of the measured rounds: the median and the quartiles (25 % and 75 %,
+            linear interpolation).
+        first: of the first call of all, which pays for compilation.
+    """
+
+    median: float
+    low: float
+    high: float
+    first: float
+
+
+def benchmark(
+    functions: Mapping[str, Callable[[], Any]],
+    *,
+    warmup: int = 3,
+    rounds: int = 9,
+    synchronize: Callable[[], Any] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Timing]:
+    """Time functions side by side, so that the comparison is fair.
+
+    - Each is called ``warmup`` times before anything counts: the first calls compile and allocate.
+    - They are interleaved: every round calls each function once, so that a machine that becomes
+      slower slows all of them down.
+    - A device works on after a call has returned: with ``synchronize``, time is taken when the
+      device has done the work, and work that was waiting before does not count.
+
+    Args:
+        functions: name to a function without arguments, at least one.
+        warmup: at least 1. rounds: at least 2.
+        synchronize: waits for the device, ``torch.cuda.synchronize`` say. None: no device.
+        clock: seconds, from any start.
+
+    Returns:
+        A :class:`Timing` for each name, in the order given.
+
+    Raises:
+        ValueError: no functions, warmup below 1, rounds below 2.
+    """
+    raise NotImplementedError("kata 07: write benchmark in src/recsys/inference/compiled.py")
+
+
+def pays_off(
+    eager_seconds: float, compiled_seconds: float, compile_seconds: float, calls: int
+) -> bool:
+    """Whether compiling once and calling ``calls`` times takes less time than calling as it is.
+
+    Args:
+        eager_seconds, compiled_seconds: of a call. compile_seconds: once, on top of the calls.
+            All in one unit, finite and not below 0.
+        calls: how many are to come, not below 0.
+
+    Returns:
+        True only if it is a gain: an equal time is none.
+
+    Raises:
+        ValueError: an argument below 0 or not finite.
+    """
+    raise NotImplementedError("kata 07: write pays_off in src/recsys/inference/compiled.py")
