@@ -31,7 +31,7 @@ Ranker = Callable[[np.ndarray, np.ndarray, np.ndarray], Any]
 
 EXACT_UP_TO = 50_000  # items; below it, looking at all of them is as fast as an index
 
-QUICK = 0.005  # seconds that the event loop may be held up
+_QUICK = 0.005  # seconds that the event loop may be held up
 
 
 # --- stage one: which items are near --------------------------------------------------------------
@@ -201,7 +201,7 @@ class Recommender:
             return []
         scores, items = self._candidates(users, np.maximum(k, self.num_candidates))
         if self.ranker is not None:
-            scores = np.array(self.ranker(users, items, scores), dtype=np.float64)  # a copy
+            scores = np.asarray(self.ranker(users, items, scores)).astype(np.float64)  # a copy
             scores[items < 0] = -np.inf
         scores = np.where(np.isfinite(scores), scores, -np.inf)
         order = np.argsort(-scores, axis=1, kind="stable")  # one permutation for both columns
@@ -282,7 +282,8 @@ def create_app(
     ``GET /health``      200 while the process lives: restart it otherwise
     ``GET /ready``       200 from the end of the warm-up until shutdown begins, else 503: send
                          requests elsewhere meanwhile
-    ``GET /metrics``     Prometheus: requests by status, seconds, batch sizes, requests waiting
+    ``GET /metrics``     Prometheus: ``recommend_requests_total{status="200"}`` and so on, and
+                         ``recommend_seconds``, ``recommend_batch_size``, ``recommend_waiting``
     ``POST /reload``     calls the loader again; the new recommender takes over in one step, after
                          a warm-up of its own. If that fails the old one stays (503). 409 if the
                          app was not made from a loader. For operators: keep it from the public
@@ -444,7 +445,7 @@ class _Batcher:
                 answers = _answer(recommender, asked)
             else:
                 answers = await loop.run_in_executor(self.thread, _answer, recommender, asked)
-            quick = time.perf_counter() - start < QUICK
+            quick = time.perf_counter() - start < _QUICK
             for (_, _, future), answer in zip(batch, answers, strict=True):
                 if future.done():  # the client has gone away
                     pass
