@@ -7,6 +7,8 @@ in one screen. Tests outside katas/ are reported by pytest as ever.
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from harness.events import emit
 from harness.paths import KATAS, ROOT
 
 DEVICES = ("cpu", "cuda", "auto")
+RUNG_SECONDS = 120  # for one rung; the environment variable KATA_RUNG_SECONDS says another
 
 previous_roots = pytest.StashKey[Any]()
 
@@ -140,6 +143,29 @@ def folder_of(item: pytest.Item) -> Path:
 def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
     impls = impls_of(config)
     return [f"recsys from: {', '.join(root.name for root in overlay.installed())}"] if impls else []
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """An alarm for each rung: an endless loop is red. `kata test` also ends what ignores it."""
+    can = hasattr(signal, "SIGALRM") and threading.current_thread() is threading.main_thread()
+    if not (can and is_kata(item.path)) or item.config.option.usepdb:
+        return (yield)
+    seconds = float(os.environ.get("KATA_RUNG_SECONDS", RUNG_SECONDS))
+
+    def ring(number: int, frame: object) -> None:
+        raise TimeoutError(f"the rung took longer than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 # --- reports --------------------------------------------------------------------------------------

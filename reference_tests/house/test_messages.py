@@ -133,6 +133,14 @@ def test_an_error_at_import_is_not_the_tests_fault(checkout):
     assert "NameError: name 'undefined_name' is not defined" in lines
 
 
+def test_an_endless_loop(checkout):
+    checkout.scale.write_text(written(scale="[None for _ in iter(int, 1)]"))
+    run = checkout.pytest("katas/01_scale", "-k", "doubles", KATA_RUNG_SECONDS="0.5")
+    lines = "\n".join(screen(run))
+    assert run.code == 1 and "TimeoutError: the rung took longer than 0.5 s" in lines, run
+    assert "called       scale(21)" in lines and "src/recsys/models/scale.py:2" in lines
+
+
 def test_a_missing_name_and_a_missing_file(checkout):
     checkout.scale.write_text("def total(values):\n    return sum(values)\n")
     lines = "\n".join(screen(checkout.pytest("katas/01_scale", "-q")))

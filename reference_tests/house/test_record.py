@@ -120,16 +120,29 @@ def test_killed_while_writing(state):
     assert record.read()["01_x"].rungs == {"test_a": "passed"}
 
 
-def test_a_write_that_fails_leaves_the_old_record(state, monkeypatch):
+def test_the_file_is_replaced_and_never_rewritten(state):
+    """Whoever reads while somebody writes reads one of the two."""
     kata = catalog.read(state / "katas/01_x")
     write(kata, test_a="passed")
-
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(record.os, "fsync", full)
-    with pytest.raises(OSError):
+    before = record.RECORD.read_text()
+    with open(record.RECORD) as reader:
         write(kata, test_a="failed")
+        assert reader.read() == before != record.RECORD.read_text()
+    assert [path.name for path in record.STATE.glob("*.new")] == []
+
+
+def test_a_disk_that_is_full_leaves_the_old_record(state):
+    """The writer gets 1,000 bytes of its file written and then an error."""
+    resource = pytest.importorskip("resource", reason="only where files can be limited")
+    kata = catalog.read(state / "katas/01_x")
+    write(kata, test_a="passed")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError):
+            write(kata, **{f"test_{i}": "failed" for i in range(500)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert record.read()["01_x"].rungs == {"test_a": "passed"}
 
 

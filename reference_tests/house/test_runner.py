@@ -66,8 +66,9 @@ def test_no_result_is_red_with_the_reason(checkout, body, says):
 def test_what_a_test_prints_does_not_fill_the_disk(checkout):
     """pytest captures it in a file, which may grow to a limit."""
     checkout.scale.write_text(scale("[os.write(2, b'y' * 100_000) for _ in iter(int, 1)]"))
-    ok, rungs, _, _ = run(checkout)
+    ok, rungs, reason, _ = run(checkout)
     assert not ok and rungs["test_doubles"] == "failed"
+    assert reason == "", "it ended by the limit, not by the timeout"
 
 
 @pytest.mark.parametrize(
