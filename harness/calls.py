@@ -45,19 +45,30 @@ def seen(frame: FrameType, line: int | None = None) -> Call | None:
         return None
 
 
+_parsed: dict[str, tuple[list[str], dict[int, list[ast.stmt]]]] = {}  # by file; once, not per call
+
+
 def statements(filename: str, first: int) -> list[ast.stmt]:
     """The simple statements, and the heads of compound ones, of the function at line `first`."""
+    lines = linecache.getlines(filename)
+    if filename not in _parsed or _parsed[filename][0] is not lines:  # another list: read anew
+        _parsed[filename] = (lines, functions("".join(lines)))
+    return _parsed[filename][1].get(first, [])
+
+
+def functions(source: str) -> dict[int, list[ast.stmt]]:
+    """The statements of each function in `source`, by the line that the function begins at."""
     try:
-        tree = ast.parse("".join(linecache.getlines(filename)))
+        tree = ast.parse(source)
     except SyntaxError:
-        return []
+        return {}
+    found = {}
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             start = min([node.lineno, *(mark.lineno for mark in node.decorator_list)])
-            if start == first:
-                found = [each for each in ast.walk(node) if isinstance(each, ast.stmt)]
-                return sorted(found[1:], key=lambda each: (each.lineno, each.col_offset))
-    return []
+            inner = [each for each in ast.walk(node) if isinstance(each, ast.stmt)][1:]
+            found[start] = sorted(inner, key=lambda each: (each.lineno, each.col_offset))
+    return found
 
 
 def outermost(node: ast.AST, values: dict[str, Any]) -> list[ast.Call]:

@@ -67,7 +67,8 @@ def target_ranks(items: np.ndarray, scores: np.ndarray, target: np.ndarray) -> n
     own = np.where(found, scores, -np.inf).max(1, keepdims=True)
     rank = (scores >= own).sum(1)
     open_tie = (rank == items.shape[1]) & ((scores == own).sum(1) > 1)
-    return np.where(found.any(1) & ~open_tie, rank, 0)
+    listed = found.any(1) & np.isfinite(own[:, 0])
+    return np.where(listed & ~open_tie, rank, 0)
 
 
 def per_user(ranks: np.ndarray, metric: str, k: int) -> np.ndarray:

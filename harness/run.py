@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import platform
 import subprocess
@@ -16,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from harness import evaluator, message, overlay, report
+from harness import encoders, evaluator, message, overlay, report
 from harness.errors import LearnerError, UsageError
-from harness.paths import ROOT
+from harness.paths import ROOT, STATE
 from harness.progress import Reporter
 
 LIST_LENGTH = 100  # recall@100 needs that many
@@ -64,8 +65,6 @@ def execute(
     out: Path,
 ) -> dict[str, Any]:
     """Load, train, judge, write `report.json`, `report.md` and plots to `out`; the report."""
-    import torch
-
     from recsys.data.load import load
     from recsys.data.splits import make_split
 
@@ -76,21 +75,29 @@ def execute(
         reporter.stage(f"load {data}")
         dataset = load(data, seed=seed, progress=reporter.download)
         config_path, config = load_config(config_name, dataset.name, overrides)
+        written = copy.deepcopy(config)  # as the file says, for the report
+        encoder = use_encoder(config)
         split = make_split(dataset, config["split"], ties=config["ties"], seed=seed)
         outcome = learner(
             lambda: _pipeline().run(
                 dataset, split, config, seed=seed, device=torch_device, log=reporter.log
             )
         )
+        cold = learner(
+            lambda: _pipeline().run_cold_start(
+                dataset, config, seed=seed, device=torch_device, log=reporter.log
+            )
+        )
         reporter.stage("judge the ranked lists")
         judged = judge(dataset, split, outcome)
+        judged["cold_start"] = judge_cold_start(dataset, config, cold, seed, encoder)
     result = {
         "impl": " ".join(impl),
         "parts": overlay.who(),
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "seed": seed,
         "device": _device_name(torch_device),
-        "config": {"file": _relative(config_path), **config},
+        "config": {"file": _relative(config_path), **written},
         "versions": versions(),
         "seconds": round(time.perf_counter() - started, 2),
         "data": {
@@ -162,10 +169,6 @@ def judge(dataset: Any, split: Any, outcome: dict[str, Any]) -> dict[str, Any]:
             },
         },
         "final": {**figures(final, at_10), **intervals(final, retrieval, "retrieval")},
-        "cold_start": {
-            **unmeasured(["items", "recall@10", "encoder"], later),
-            "floors": {"random": None, "content": None},
-        },
         "index": unmeasured(["kind", "recall_vs_exact@10", "cpu_ms_per_query"], later),
         "compile": unmeasured(["graph_breaks", "graphs", "speedup"], later),
         "serving": unmeasured(
@@ -185,6 +188,50 @@ def intervals(ranks: np.ndarray, below: np.ndarray, name: str) -> dict[str, Any]
         "ndcg@10_interval": evaluator.bootstrap_interval(ndcg),
         f"gain_over_{name}_interval": evaluator.bootstrap_interval(ndcg - base),
     }
+
+
+def judge_cold_start(
+    dataset: Any, config: dict[str, Any], cold: dict[str, Any] | None, seed: int, encoder: str
+) -> dict[str, Any]:
+    """Recall of items without any rating, beside what chance and plain text likeness give."""
+    from recsys.data.splits import item_cold_start
+
+    if cold is None:
+        return {
+            **unmeasured(["items", "recall@10"], "the configuration has no text encoder"),
+            "encoder": None,
+            "floors": {"random": None, "content": None},
+        }
+    split = item_cold_start(dataset, fraction=config["cold_start"]["fraction"], seed=seed)
+    items = cold["items"]
+    if not np.isin(items, split.cold_items).all() or len(items) != dataset.num_users:
+        problem = evaluator.InvalidLists("cold start lists hold items that are not cold")
+        raise LearnerError("recsys.pipeline.run_cold_start") from problem
+    user, item = dataset.user[split.test], dataset.item[split.test]
+    known = dataset.user[split.train], dataset.item[split.train]
+    content = evaluator.content_lists(
+        cold["text"], *known, dataset.num_users, split.cold_items, 10
+    )
+    recall = evaluator.recall_of_lists(items, user, item, 10)
+    floor = evaluator.recall_of_lists(content, user, item, 10)
+    return {
+        "items": len(split.cold_items),
+        "users": len(recall),
+        "recall@10": float(recall.mean()),
+        "encoder": encoder,
+        "floors": {
+            "random": min(1.0, 10 / len(split.cold_items)),
+            "content": float(floor.mean()),
+        },
+        "gain_over_content_interval": evaluator.bootstrap_interval(recall - floor),
+    }
+
+
+def use_encoder(config: dict[str, Any]) -> str | None:
+    """Replace the encoder's name in the configuration by what can be loaded; its description."""
+    path, description = encoders.resolve(str(config["text"]["encoder"] or "none"))
+    config["text"] |= {"encoder": path, "cache": str(STATE / "text")}
+    return description
 
 
 def figures(ranks: np.ndarray, wanted: list[tuple[str, int]]) -> dict[str, float]:

@@ -36,6 +36,11 @@ def test_a_constant_or_nan_scorer_is_never_found():
         assert evaluator.target_ranks(items, scores, np.array([3])).tolist() == [0]
 
 
+def test_a_target_with_score_minus_infinity_is_not_found():
+    items, scores = lists([(4, 0.5), (2, 0.2), (7, -np.inf)])
+    assert evaluator.target_ranks(items, scores, np.array([7])).tolist() == [0]
+
+
 def judge(items, scores, **changes):
     seen = (np.array([9]), np.array([0, 1]))
     options = {"num_users": 1, "num_items": 10, "seen": seen, "length": 3} | changes

@@ -10,16 +10,24 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recsys.data.candidates import CandidateFeatures
 from recsys.data.dataset import Dataset
-from recsys.data.candidates import NAMES, CandidateFeatures
-from recsys.data.features import Feature, history_feature, item_features, user_features
+from recsys.data.features import (
+    Feature,
+    history_feature,
+    item_features,
+    item_texts,
+    user_features,
+)
 from recsys.data.sequences import Sequences
-from recsys.data.splits import Split
+from recsys.data.splits import Split, item_cold_start
 from recsys.evaluation.metrics import full_ranking, list_metrics
 from recsys.models.embedding import hash_ids
 from recsys.models.ranking import RankingModel, binary_loss, listwise_loss
+from recsys.models.text import TextProjection, cached_embeddings, load_encoder
 from recsys.models.tower import TwoTower
 from recsys.training.loop import FitConfig, FitResult, fit
 from recsys.training.losses import full_softmax_loss, in_batch_softmax_loss
@@ -33,6 +41,7 @@ class RetrievalData:
     Args:
         rows: interactions to learn from, sorted by user and time: nothing here, counts included,
             knows any other row.
+        text: (num_items, W) text vectors, or None.
 
     Attributes:
         users, items: columns of user and item features, one row per user or item index.
@@ -41,7 +50,12 @@ class RetrievalData:
     """
 
     def __init__(
-        self, dataset: Dataset, rows: np.ndarray, config: Mapping[str, Any], device: torch.device
+        self,
+        dataset: Dataset,
+        rows: np.ndarray,
+        config: Mapping[str, Any],
+        device: torch.device,
+        text: Tensor | None = None,
     ) -> None:
         self.rows = rows
         self.sequences = Sequences(dataset, rows, device=device)
@@ -52,6 +66,9 @@ class RetrievalData:
         counts = np.bincount(dataset.item[rows], minlength=dataset.num_items)
         # an item without training rows has an id row that nobody trained: content alone is better
         items["item_id"] = items["item_id"] * torch.from_numpy(counts > 0)
+        if text is not None:
+            item_specs.append(Feature("text", "text", text.shape[1]))
+            items["text"] = text
         if "user_id" in config["user_features"]:  # hashed: a new user needs no new row
             buckets = config["user_buckets"]
             users["user_id"] = 1 + hash_ids(dataset.user_ids.tolist(), buckets, salt="user")
@@ -223,18 +240,48 @@ def train_retrieval(
     return model.eval(), result
 
 
+def text_vectors(
+    dataset: Dataset, config: Mapping[str, Any], device: torch.device
+) -> Tensor | None:
+    """Frozen text vectors of all items, centred and of unit length, (num_items, W); or None.
+
+    Centred, because the vectors of one kind of text share a large common part that says nothing.
+    """
+    if not config["encoder"]:
+        return None
+    encoder = load_encoder(config["encoder"], device=device)
+    vectors = cached_embeddings(encoder, item_texts(dataset), config["cache"]).to(device)
+    return F.normalize(vectors - vectors.mean(0), dim=1)
+
+
+def reduced(text: Tensor, dim: int) -> Tensor:
+    """The ``dim`` principal components of text vectors, (n, W) to (n, dim), of unit mean square."""
+    _, _, components = torch.linalg.svd(text, full_matrices=False)
+    vectors = text @ components[:dim].T
+    return vectors / vectors.square().sum(1).mean().sqrt()
+
+
+def text_profile(text: Tensor, history: Tensor) -> Tensor:
+    """Mean text vector of a history of item index + 1, padded with 0: (R, L) to (R, W)."""
+    offsets = torch.arange(len(history), device=history.device) * history.shape[1]
+    padded = torch.cat([text.new_zeros(1, text.shape[1]), text])
+    return F.embedding_bag(history.flatten(), padded, offsets, mode="mean", padding_idx=0)
+
+
 class RankingData:
     """Requests, their candidates and what is known of each pair, as columns on one device.
 
     Args:
         requests, items, scores: what was asked and what retrieval answered, (R, C).
         features: statistics of rows that hold no target of these requests.
+        text: (num_items, W) text vectors, or None.
         positive: (R,) the item that was chosen, if known; requests whose candidates do not hold
             it are left out, as no ranker could have helped them.
 
     Attributes:
         dense: (R, C, F) features, stage-one score and place among them; not yet standardised.
         labels: (R, C), 1 for what was chosen.
+        profile: (R, W) mean text vector of the recent history, or None.
     """
 
     def __init__(
@@ -244,9 +291,11 @@ class RankingData:
         scores: Tensor,
         features: CandidateFeatures,
         *,
+        text: Tensor | None = None,
         positive: Tensor | None = None,
         chunk_size: int = 256,
     ) -> None:
+        self.text, self.profile = text, None
         index = torch.arange(len(requests), device=items.device)
         if positive is not None:
             index = index[(items == positive[:, None]).any(1)]
@@ -257,6 +306,10 @@ class RankingData:
             history = requests.history(part, features.max_history)
             length = requests.end[part] - requests.sequences.start[requests.user[part]]
             parts.append(features(history, length, requests.time[part], items[part]))
+        if text is not None:
+            self.profile = text_profile(text, requests.history(index, features.max_history))
+            match = torch.einsum("rw,rcw->rc", self.profile, text[self.items.clamp(min=0)])
+            parts = [torch.cat([torch.cat(parts), match[:, :, None]], dim=2)]
         scores = scores[index].masked_fill(self.items < 0, -1.0)
         place = torch.arange(items.shape[1], device=items.device).add(1.0).log().expand_as(scores)
         self.dense = torch.cat([torch.cat(parts), scores[:, :, None], place[:, :, None]], dim=2)
@@ -274,13 +327,19 @@ def train_ranker(
     num_candidates = data.items.shape[1]
     mean = data.dense.mean((0, 1))
     std = data.dense.std((0, 1)).clamp(min=1e-6)
-    model = RankingModel(
-        [Feature("dense", "dense", len(NAMES) + 2)],
-        **{name: config[name] for name in MODEL_OPTIONS},
-    ).to(data.dense.device)
+    specs = [Feature("dense", "dense", data.dense.shape[2])]
+    if data.text is not None:
+        width = data.text.shape[1]
+        specs += [Feature("item_text", "text", width), Feature("profile_text", "text", width)]
+    options = {name: config[name] for name in MODEL_OPTIONS}
+    model = RankingModel(specs, **options).to(data.dense.device)
 
     def columns(data: RankingData, index: Tensor) -> dict[str, Tensor]:
-        return {"dense": ((data.dense[index] - mean) / std).flatten(0, 1)}
+        batch = {"dense": ((data.dense[index] - mean) / std).flatten(0, 1)}
+        if data.text is not None:
+            batch["item_text"] = data.text[data.items[index].clamp(min=0).flatten()]
+            batch["profile_text"] = data.profile[index].repeat_interleave(num_candidates, dim=0)
+        return batch
 
     def make_batch(index: Tensor) -> dict[str, Tensor]:
         return {**columns(data, index), "label": data.labels[index].flatten()}
@@ -362,9 +421,11 @@ def run(
     """
     settings, ranking = config["retrieval"], config["ranking"]
     length, chunk_size = settings["list_length"], settings["chunk_size"]
+    text = text_vectors(dataset, config["text"], device)
+    ranking_text = None if text is None else reduced(text, ranking["text_dim"])
 
     def train(stage: str, rows: np.ndarray, **options: Any) -> tuple[RetrievalData, TwoTower, Any]:
-        data = RetrievalData(dataset, rows, settings, device)
+        data = RetrievalData(dataset, rows, settings, device, text)
         if "validation" in options:
             targets = torch.from_numpy(dataset.item[split.validation]).to(device)
             asked = requests_after_all(dataset, data)
@@ -392,14 +453,13 @@ def run(
     data, model, _ = train("train retrieval for the ranker", before, epochs=epochs)
     everything = Sequences(dataset, rows, device=device)
     end = torch.from_numpy(places).to(device)
-    asked = Requests(
-        everything, everything.user[end], end, torch.from_numpy(dataset.time[rows[places]]).to(device)
-    )
+    moment = torch.from_numpy(dataset.time[rows[places]]).to(device)
+    asked = Requests(everything, everything.user[end], end, moment)
     items, scores = retrieve(model, data, asked, k=ranking["candidates"], chunk_size=chunk_size)
     statistics = CandidateFeatures(dataset, before, device=device, **ranking["features"])
     positive = everything.items[end] - 1
     score, ranker = train_ranker(
-        RankingData(asked, items, scores, statistics, positive=positive),
+        RankingData(asked, items, scores, statistics, text=ranking_text, positive=positive),
         ranking,
         seed=seed,
         log=lambda tag, value, step: log("train ranker", tag, value, step),
@@ -410,7 +470,7 @@ def run(
     asked = requests_after_all(dataset, data)
     items, scores = retrieve(model, data, asked, k=length, chunk_size=chunk_size)
     statistics = CandidateFeatures(dataset, rows, device=device, **ranking["features"])
-    logits = score(RankingData(asked, items, scores, statistics))
+    logits = score(RankingData(asked, items, scores, statistics, text=ranking_text))
     logits = logits.masked_fill(items < 0, float("-inf"))
     final, order = logits.sort(dim=1, descending=True, stable=True)
     return {
@@ -429,6 +489,62 @@ def run(
             "losses": ranker.losses,
         },
         "final": {"items": items.gather(1, order).cpu().numpy(), "scores": final.cpu().numpy()},
+    }
+
+
+def run_cold_start(
+    dataset: Dataset,
+    config: Mapping[str, Any],
+    *,
+    seed: int,
+    device: torch.device,
+    log: Callable[[str, str, float, int], None],
+) -> dict[str, Any] | None:
+    """Recommend items that nobody has rated, from their text alone; the caller judges.
+
+    A share of the items loses all its rows. Retrieval is trained on the other items, a projection
+    learns to put a text where the item tower puts its item, and the cold items take the places
+    that their texts are projected to.
+
+    Returns:
+        None without a text encoder, else ``{"text": (num_items, W) vectors, "items", "scores":
+        (num_users, k) of cold items, best first}``; the split is
+        ``item_cold_start(dataset, fraction=config["fraction"], seed=seed)``.
+    """
+    text = text_vectors(dataset, config["text"], device)
+    if text is None:
+        return None
+    settings = config["retrieval"] | {"item_features": ["item_id"]}  # a collaborative space
+    split = item_cold_start(dataset, fraction=config["cold_start"]["fraction"], seed=seed)
+    data = RetrievalData(dataset, split.train, settings, device)
+    model, _ = train_retrieval(
+        data,
+        settings,
+        seed=seed,
+        device=device,
+        epochs=config["cold_start"]["epochs"],
+        log=lambda tag, value, step: log("train retrieval for cold start", tag, value, step),
+    )
+    counts = torch.bincount(data.sequences.items - 1, minlength=dataset.num_items).float()
+    warm, cold = counts > 0, torch.from_numpy(split.cold_items).to(device)
+    with torch.no_grad():
+        vectors = model.item_tower(data.items)
+        projection = TextProjection.fit(
+            text[warm],
+            vectors[warm],
+            ridge=config["cold_start"]["ridge"],
+            sample_weight=counts[warm].sqrt(),
+        )
+        places = projection(text[cold])
+        asked = requests_after_all(dataset, data)
+        everyone = torch.arange(dataset.num_users, device=device)
+        history = asked.history(everyone, settings["max_history"])
+        users = model.user_tower(data.user_batch(everyone, history))
+        scores, order = (users @ places.T).topk(min(10, len(cold)), dim=1)
+    return {
+        "text": text.cpu().numpy(),
+        "items": cold[order].cpu().numpy(),
+        "scores": scores.cpu().numpy(),
     }
 
 

@@ -196,7 +196,10 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
 
 
 def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read what :func:`save_checkpoint` wrote; code in the file is never executed."""
+    """Read what :func:`save_checkpoint` wrote, its tensors placed on ``device``.
+
+    Code in the file is never executed: a file that holds any is an error.
+    """
     raise NotImplementedError("kata 05: write load_checkpoint in src/recsys/training/loop.py")
 
 

@@ -74,8 +74,9 @@ def full_softmax_loss(
     """Softmax cross-entropy over the whole catalogue: what the in-batch form approximates.
 
     ``loss[i] = -s[i, target[i]] + log sum_n exp(s[i, n])`` with
-    ``s = user @ catalogue.T / temperature``; nothing is sampled, so there is neither logQ nor an accidental hit. Where the batch holds each
-    item of the catalogue once, :func:`in_batch_softmax_loss` gives the same.
+    ``s = user @ catalogue.T / temperature``; nothing is sampled, so there is neither logQ nor an
+    accidental hit. Where the batch holds each item of the catalogue once,
+    :func:`in_batch_softmax_loss` gives the same.
 
     Args:
         user: (B, D). catalogue: (N, D), all items. target: (B,) int64 in ``0 .. N - 1``.

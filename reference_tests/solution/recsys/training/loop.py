@@ -143,7 +143,7 @@ def train_step(
     rows = [len(next(iter(batch.values()))) for batch in batches]
     optimizer.zero_grad(set_to_none=True)
     total: Tensor | None = None
-    for batch, n in zip(batches, rows):
+    for batch, n in zip(batches, rows, strict=True):
         device = next(iter(batch.values())).device.type
         with _autocast(device, autocast):
             loss = loss_fn(model, batch) * (n / sum(rows))
@@ -341,7 +341,8 @@ def fit(
         _check_finite(epoch_losses, epoch + 1)
         epoch += 1
         result.examples += sum(rows)
-        result.losses.append(sum(x * n for x, n in zip(epoch_losses, rows)) / sum(rows))
+        weighted = (x * n for x, n in zip(epoch_losses, rows, strict=True))
+        result.losses.append(sum(weighted) / sum(rows))
         metric = None
         if metric_fn is not None:
             metric = evaluate(model, metric_fn)
