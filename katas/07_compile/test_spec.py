@@ -356,6 +356,7 @@ def test_a_count_starts_clean():
         ("the same model again", broken, 1),
         ("a model that was compiled elsewhere", model, 0),
         ("a compiled model", torch.compile(model, backend="eager"), 0),
+        ("a compiled model", torch.compile(broken, backend="eager", fullgraph=True), 1),
     ]:
         report = compiled.count_graphs(function, [(x,), (x,)])
         assert_equal(report.graph_breaks, breaks, what=f"graph_breaks of {name}")
@@ -552,9 +553,20 @@ def test_warm_up_needs_two_rows():
             ValueError,
             call=f"warm_up with {name}",
         )
-    calls = []
-    compiled.warm_up(lambda batch: calls.append(batch["x"].shape), [({"x": draw(4, 7)},)])
-    assert_equal(calls, [torch.Size([4, 7])], what="batches seen by a function of a dict")
+    sizes, backward = [], []
+
+    def function(batch):
+        sizes.append(list(batch["x"].shape))
+        output = model(batch["x"])
+        if output.requires_grad:
+            output.register_hook(backward.append)
+        return {"output": output, "sizes": sizes}
+
+    for grad in (False, True):
+        compiled.warm_up(function, [({"x": draw(4, 7)},), ({"x": draw(6, 7)},)], grad=grad)
+        assert_equal(sizes, [[4, 7], [6, 7]] * (1 + grad), what="batches seen by a function")
+        check(len(backward) == 2 * grad, f"{2 * grad}", came_back=len(backward),
+              what=f"backward passes of a warm-up with two inputs, grad={grad}")  # fmt: skip
 
 
 @rung(

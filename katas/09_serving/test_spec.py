@@ -262,7 +262,7 @@ def test_recall_of_an_index():
     ]
 )
 def test_two_stages():
-    """The ranker orders stage one's candidates; answers carry raw ids, its scores and titles."""
+    """The ranker orders stage one's candidates; answers carry raw ids, scores and titles."""
     told = golden("golden.json")["recommend"]
     recommender = small(golden_ranker)
     k = told["k"]
@@ -272,9 +272,9 @@ def test_two_stages():
     for user, got, expected in zip(told["user_ids"], answer, told["lists"], strict=True):
         what = f"the list of user {user}"
         assert_equal([each[0] for each in got], [each[0] for each in expected], what=what)
-        scores = torch.tensor([each[1] for each in got], dtype=torch.float64)
-        wanted = torch.tensor([each[1] for each in expected], dtype=torch.float64)
-        assert_close(scores, wanted, rtol=1e-5, what=f"scores in {what}")
+        scores = [each[1] for each in got]
+        check(scores == sorted(scores, reverse=True), "falling scores", came_back=scores,
+              what=what)  # fmt: skip
         titles = [f"film {rows[each[0]]}" for each in expected]
         assert_equal([each[2] for each in got], titles, what=f"titles in {what}")
     types = {tuple(type(x).__name__ for x in each) for each in answer[0]}
@@ -587,6 +587,42 @@ def test_requests_share_the_work():
 
 @rung(
     hints=[
+        "How long does somebody wait who is alone?",
+        "Take what is in the queue now (get_nowait until it is empty), not what may come within "
+        "two milliseconds.",
+    ]
+)
+def test_nobody_waits_for_others():
+    """A lone request is answered at once: no timer runs out while it waits for company."""
+    fired = []
+
+    async def conversation(client):
+        await ask(client, 50)
+        loop = asyncio.get_running_loop()
+        call_at = loop.call_at
+
+        def noted(when, callback, *arguments, **options):
+            def run(*args):
+                fired.append(when)
+                callback(*args)
+
+            return call_at(when, run, *arguments, **options)
+
+        loop.call_at = noted
+        try:
+            return [await ask(client, 50 + 3 * n) for n in range(5)]
+        finally:
+            loop.call_at = call_at
+
+    answers = talk(serving.create_app(large(ranker=wave)), conversation)
+    assert_equal([each.status_code for each in answers], [200] * 5,
+                 call="5 requests, one after the other")  # fmt: skip
+    check(not fired, "no timer that runs out", came_back=f"{len(fired)} timers",
+          call="5 requests, one after the other")  # fmt: skip
+
+
+@rung(
+    hints=[
         "A queue without an end only makes everybody wait longer.",
         "asyncio.Queue(queue_size), put_nowait, and on asyncio.QueueFull a 503 with Retry-After.",
         "A slow call belongs in a thread (run_in_executor): the event loop must stay free.",
@@ -660,10 +696,10 @@ def test_reload():
     """POST /reload swaps model and index in one step; a loader that fails leaves the old one."""
     loads = []
 
-    def ranker_of(version):
+    def ranker_of(version):  # the first prefers early rows, the second late ones
         def ranker(users, items, scores):
             time.sleep(0.005)
-            return np.zeros(items.shape) + version
+            return items * (0.01 if version == 2 else -0.01)
 
         return ranker
 
@@ -674,9 +710,10 @@ def test_reload():
         return large(ranker=ranker_of(len(loads)), version=f"v{len(loads)}")
 
     def whole(response):
-        """Whether the version and the scores of an answer belong together."""
+        """Whether the version and the order of an answer belong together."""
         body = response.json()
-        return {f"v{each['score']:g}" for each in body["items"]} == {body["model_version"]}
+        rows = [int(each["title"].split()[1]) for each in body["items"]]
+        return rows == sorted(rows, reverse=body["model_version"] == "v2")
 
     async def conversation(client):
         requests = [asyncio.create_task(ask(client, 50 + 3 * n)) for n in range(40)]
@@ -692,9 +729,9 @@ def test_reload():
     check(reloaded.status_code == 200, "POST /reload 200", came_back=reloaded.text[:80])
     for response in answers:
         check(response.status_code == 200, "200 while reloading", came_back=response.text[:80])
-        check(whole(response), "version and scores of one recommender", came_back=response.json())
+        check(whole(response), "version and order of one recommender", came_back=response.json())
     assert_equal(after.json()["model_version"], "v2", call="POST /recommend after POST /reload")
-    check(whole(after), "the new ranker's scores", came_back=after.json())
+    check(whole(after), "the new ranker's order", came_back=after.json())
     is_problem(failed, (503,), "POST /reload, the loader fails")
     assert_equal(still.json()["model_version"], "v2", call="POST /recommend after a failed reload")
     check(ready.status_code == 200, "GET /ready 200 after a failed reload")
