@@ -49,6 +49,8 @@ CONFIG = {
         "fit": {**FIT, "batch_size": 32},
     },
     "cold_start": {"fraction": 0.2, "epochs": 2, "ridge": 1.0},
+    "index": {"kind": "flat"},
+    "compile": {"measure": False},
 }
 
 
@@ -216,6 +218,17 @@ def test_a_seed_is_a_run():
     assert_equal(
         again["final"]["items"].tolist(), outcome()["final"]["items"].tolist(), what="final lists"
     )
+
+
+@rung(hint="Serve the same model, the same statistics and the same moment that were judged.")
+def test_what_is_served_is_what_was_judged():
+    """The recommender answers every user with the head of their final list."""
+    dataset, _ = world()
+    recommender = outcome()["recommender"]
+    answers = recommender.recommend_batch(dataset.user_ids[::7].tolist(), [5] * 13)
+    found = [[item for item, *_ in answer] for answer in answers]
+    wanted = dataset.item_ids[outcome()["final"]["items"][::7, :5]].tolist()
+    assert_equal(found, wanted, what="items served")
 
 
 @rung(hint="Nothing was learned: look at the loss, at log Q, and at what the ranker is fed.")

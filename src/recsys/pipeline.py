@@ -15,6 +15,8 @@ from recsys.data.candidates import CandidateFeatures
 from recsys.data.dataset import Dataset
 from recsys.data.sequences import Sequences
 from recsys.data.splits import Split
+from recsys.inference.serving import Recommender
+from recsys.models.ranking import RankingModel
 from recsys.models.tower import TwoTower
 from recsys.training.loop import FitResult
 
@@ -93,6 +95,10 @@ class Requests:
 
     def __len__(self) -> int:
         return len(self.user)
+
+    def of(self, index: Tensor) -> Requests:
+        """Some of the requests, (B,)."""
+        return Requests(self.sequences, self.user[index], self.end[index], self.time[index])
 
     def history(self, index: Tensor, length: int) -> Tensor:
         """(B,) requests to (B, length) item index + 1, most recent first, padded with 0."""
@@ -181,13 +187,33 @@ class RankingData:
         raise NotImplementedError("kata 10: write RankingData.__init__ in src/recsys/pipeline.py")
 
 
+class Ranker:
+    """A trained second stage: its model, and the scale of the numbers that it reads.
+
+    Args:
+        model: a :class:`RankingModel`. mean, std: (F,) of the dense features it was trained on.
+    """
+
+    def __init__(self, model: RankingModel, mean: Tensor, std: Tensor) -> None:
+        raise NotImplementedError("kata 10: write Ranker.__init__ in src/recsys/pipeline.py")
+
+    def columns(self, data: RankingData, index: Tensor) -> dict[str, Tensor]:
+        """The model's batch for some requests, a row for each of their candidates."""
+        raise NotImplementedError("kata 10: write Ranker.columns in src/recsys/pipeline.py")
+
+    @torch.no_grad()
+    def __call__(self, data: RankingData) -> Tensor:
+        """(R, C) logits; minus infinity where there is no candidate."""
+        raise NotImplementedError("kata 10: write Ranker.__call__ in src/recsys/pipeline.py")
+
+
 def train_ranker(
     data: RankingData, config: Mapping[str, Any], *, seed: int, log: Log | None = None
-) -> tuple[Callable[[RankingData], Tensor], FitResult]:
+) -> tuple[Ranker, FitResult]:
     """Train the second stage to find the chosen item among the candidates.
 
     Returns:
-        a function that gives the (R, C) logits of any RankingData, and what training did.
+        the ranker, and what training did.
     """
     raise NotImplementedError("kata 10: write train_ranker in src/recsys/pipeline.py")
 
@@ -229,10 +255,47 @@ def run(
     Returns:
         ``{"retrieval": {"items", "scores", "train_seconds", "train_examples", "epochs", "losses",
         "metrics"}, "ranking": {"logits", "train_seconds", "losses"}, "final": {"items",
-        "scores"}}``; items, scores and logits are (num_users, list_length) arrays, lists best
-        first, logits in the order of retrieval's lists.
+        "scores"}, "index": figures of :func:`build_recommender`, "compile": figures of
+        :func:`measure_compile` or None, "recommender": what the service serves}``.
+
+        items, scores and logits are (num_users, list_length) arrays, lists best first, logits in
+        the order of retrieval's lists.
     """
     raise NotImplementedError("kata 10: write run in src/recsys/pipeline.py")
+
+
+@torch.no_grad()
+def build_recommender(
+    dataset: Dataset,
+    model: TwoTower,
+    data: RetrievalData,
+    requests: Requests,
+    ranker: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
+    *,
+    kind: str,
+    num_candidates: int,
+) -> tuple[Recommender, dict[str, Any]]:
+    """What the service needs, in one piece, and figures of its index.
+
+    Args:
+        requests: one for each user, in order. ranker: as for ``Recommender``.
+        kind: of the index, as for ``build_index``.
+
+    Returns:
+        the recommender, and ``{"kind", "recall_vs_exact@10", "cpu_ms_per_query"}``.
+    """
+    raise NotImplementedError("kata 10: write build_recommender in src/recsys/pipeline.py")
+
+
+def measure_compile(ranker: Ranker, data: RankingData) -> dict[str, Any]:
+    """What compiling the ranking model takes and gives, on batches of a few users' candidates.
+
+    Returns:
+        ``{"graph_breaks", "graphs", "speedup", "compile_seconds"}``: graphs for three sizes;
+        speedup of the median over eager, side by side; the speedup is None with a ``"reason"``
+        where the compiler fails.
+    """
+    raise NotImplementedError("kata 10: write measure_compile in src/recsys/pipeline.py")
 
 
 def run_cold_start(

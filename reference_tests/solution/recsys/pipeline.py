@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from recsys.data.features import (
 from recsys.data.sequences import Sequences
 from recsys.data.splits import Split, item_cold_start
 from recsys.evaluation.metrics import full_ranking, list_metrics
+from recsys.inference.compiled import benchmark, compile_model, count_graphs, warm_up
+from recsys.inference.serving import Recommender, build_index, recall_at, search
 from recsys.models.embedding import hash_ids
 from recsys.models.ranking import RankingModel, binary_loss, listwise_loss
 from recsys.models.text import TextProjection, cached_embeddings, load_encoder
@@ -161,6 +164,10 @@ class Requests:
 
     def __len__(self) -> int:
         return len(self.user)
+
+    def of(self, index: Tensor) -> Requests:
+        """Some of the requests, (B,)."""
+        return Requests(self.sequences, self.user[index], self.end[index], self.time[index])
 
     def history(self, index: Tensor, length: int) -> Tensor:
         """(B,) requests to (B, length) item index + 1, most recent first, padded with 0."""
@@ -315,63 +322,68 @@ class RankingData:
         self.dense = torch.cat([torch.cat(parts), scores[:, :, None], place[:, :, None]], dim=2)
 
 
+class Ranker:
+    """A trained second stage: its model, and the scale of the numbers that it reads.
+
+    Args:
+        model: a :class:`RankingModel`. mean, std: (F,) of the dense features it was trained on.
+    """
+
+    def __init__(self, model: RankingModel, mean: Tensor, std: Tensor) -> None:
+        self.model, self.mean, self.std = model, mean, std
+
+    def columns(self, data: RankingData, index: Tensor) -> dict[str, Tensor]:
+        """The model's batch for some requests, a row for each of their candidates."""
+        batch = {"dense": ((data.dense[index] - self.mean) / self.std).flatten(0, 1)}
+        if data.text is not None:
+            candidates = data.items.shape[1]
+            batch["item_text"] = data.text[data.items[index].clamp(min=0).flatten()]
+            batch["profile_text"] = data.profile[index].repeat_interleave(candidates, dim=0)
+        return batch
+
+    @torch.no_grad()
+    def __call__(self, data: RankingData) -> Tensor:
+        """(R, C) logits; minus infinity where there is no candidate."""
+        index = torch.arange(len(data.items), device=data.items.device)
+        logits = [self.model(self.columns(data, part)) for part in index.split(512)]
+        return torch.cat(logits).view(data.items.shape).masked_fill(data.items < 0, float("-inf"))
+
+
 def train_ranker(
     data: RankingData, config: Mapping[str, Any], *, seed: int, log: Log | None = None
-) -> tuple[Callable[[RankingData], Tensor], FitResult]:
+) -> tuple[Ranker, FitResult]:
     """Train the second stage to find the chosen item among the candidates.
 
     Returns:
-        a function that gives the (R, C) logits of any RankingData, and what training did.
+        the ranker, and what training did.
     """
     torch.manual_seed(seed)
-    num_candidates = data.items.shape[1]
-    mean = data.dense.mean((0, 1))
-    std = data.dense.std((0, 1)).clamp(min=1e-6)
     specs = [Feature("dense", "dense", data.dense.shape[2])]
     if data.text is not None:
         width = data.text.shape[1]
         specs += [Feature("item_text", "text", width), Feature("profile_text", "text", width)]
     options = {name: config[name] for name in MODEL_OPTIONS}
     model = RankingModel(specs, **options).to(data.dense.device)
-
-    def columns(data: RankingData, index: Tensor) -> dict[str, Tensor]:
-        batch = {"dense": ((data.dense[index] - mean) / std).flatten(0, 1)}
-        if data.text is not None:
-            batch["item_text"] = data.text[data.items[index].clamp(min=0).flatten()]
-            batch["profile_text"] = data.profile[index].repeat_interleave(num_candidates, dim=0)
-        return batch
+    ranker = Ranker(model, data.dense.mean((0, 1)), data.dense.std((0, 1)).clamp(min=1e-6))
 
     def make_batch(index: Tensor) -> dict[str, Tensor]:
-        return {**columns(data, index), "label": data.labels[index].flatten()}
+        return {**ranker.columns(data, index), "label": data.labels[index].flatten()}
 
     def loss_fn(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         logits = model(batch)
         if config["loss"] == "binary":
             return binary_loss(logits, batch["label"])
-        lists = (-1, num_candidates)
+        lists = (-1, data.items.shape[1])
         return listwise_loss(logits.view(lists), batch["label"].view(lists))
 
     def on_epoch(epoch: int, loss: float, metric: float | None) -> None:
         if log is not None:
             log("loss", loss, epoch)
 
-    result = fit(
-        model,
-        loss_fn,
-        len(data.items),
-        make_batch,
-        FitConfig(**config["fit"], seed=seed),
-        on_epoch=on_epoch,
-    )
+    settings = FitConfig(**config["fit"], seed=seed)
+    result = fit(model, loss_fn, len(data.items), make_batch, settings, on_epoch=on_epoch)
     model.eval()
-
-    @torch.no_grad()
-    def score(data: RankingData) -> Tensor:
-        index = torch.arange(len(data.items), device=data.items.device)
-        logits = [model(columns(data, part)) for part in index.split(512)]
-        return torch.cat(logits).view(-1, num_candidates)
-
-    return score, result
+    return ranker, result
 
 
 MODEL_OPTIONS = (
@@ -416,8 +428,11 @@ def run(
     Returns:
         ``{"retrieval": {"items", "scores", "train_seconds", "train_examples", "epochs", "losses",
         "metrics"}, "ranking": {"logits", "train_seconds", "losses"}, "final": {"items",
-        "scores"}}``; items, scores and logits are (num_users, list_length) arrays, lists best
-        first, logits in the order of retrieval's lists.
+        "scores"}, "index": figures of :func:`build_recommender`, "compile": figures of
+        :func:`measure_compile` or None, "recommender": what the service serves}``.
+
+        items, scores and logits are (num_users, list_length) arrays, lists best first, logits in
+        the order of retrieval's lists.
     """
     settings, ranking = config["retrieval"], config["ranking"]
     length, chunk_size = settings["list_length"], settings["chunk_size"]
@@ -428,9 +443,8 @@ def run(
         data = RetrievalData(dataset, rows, settings, device, text)
         if "validation" in options:
             targets = torch.from_numpy(dataset.item[split.validation]).to(device)
-            asked = requests_after_all(dataset, data)
-            user = torch.from_numpy(dataset.user[split.validation]).to(device)
-            asked = Requests(data.sequences, user, asked.end[user], asked.time[user])
+            users = torch.from_numpy(dataset.user[split.validation]).to(device)
+            asked = requests_after_all(dataset, data).of(users)
             options["validation"] = (asked, targets)
         model, result = train_retrieval(
             data,
@@ -458,7 +472,7 @@ def run(
     items, scores = retrieve(model, data, asked, k=ranking["candidates"], chunk_size=chunk_size)
     statistics = CandidateFeatures(dataset, before, device=device, **ranking["features"])
     positive = everything.items[end] - 1
-    score, ranker = train_ranker(
+    ranker, training = train_ranker(
         RankingData(asked, items, scores, statistics, text=ranking_text, positive=positive),
         ranking,
         seed=seed,
@@ -470,9 +484,19 @@ def run(
     asked = requests_after_all(dataset, data)
     items, scores = retrieve(model, data, asked, k=length, chunk_size=chunk_size)
     statistics = CandidateFeatures(dataset, rows, device=device, **ranking["features"])
-    logits = score(RankingData(asked, items, scores, statistics, text=ranking_text))
-    logits = logits.masked_fill(items < 0, float("-inf"))
+    proposed = RankingData(asked, items, scores, statistics, text=ranking_text)
+    logits = ranker(proposed)
     final, order = logits.sort(dim=1, descending=True, stable=True)
+
+    def rank(users: np.ndarray, items: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        some = asked.of(torch.from_numpy(users).to(device))
+        candidates, similarity = (torch.from_numpy(x).to(device) for x in (items, scores))
+        data = RankingData(some, candidates, similarity, statistics, text=ranking_text)
+        return ranker(data).cpu().numpy()
+
+    recommender, index = build_recommender(
+        dataset, model, data, asked, rank, kind=config["index"]["kind"], num_candidates=length
+    )
     return {
         "retrieval": {
             "items": items.cpu().numpy(),
@@ -485,11 +509,88 @@ def run(
         },
         "ranking": {
             "logits": logits.cpu().numpy(),
-            "train_seconds": ranker.seconds,
-            "losses": ranker.losses,
+            "train_seconds": training.seconds,
+            "losses": training.losses,
         },
         "final": {"items": items.gather(1, order).cpu().numpy(), "scores": final.cpu().numpy()},
+        "index": index,
+        "compile": measure_compile(ranker, proposed) if config["compile"]["measure"] else None,
+        "recommender": recommender,
     }
+
+
+@torch.no_grad()
+def build_recommender(
+    dataset: Dataset,
+    model: TwoTower,
+    data: RetrievalData,
+    requests: Requests,
+    ranker: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
+    *,
+    kind: str,
+    num_candidates: int,
+) -> tuple[Recommender, dict[str, Any]]:
+    """What the service needs, in one piece, and figures of its index.
+
+    Args:
+        requests: one for each user, in order. ranker: as for ``Recommender``.
+        kind: of the index, as for ``build_index``.
+
+    Returns:
+        the recommender, and ``{"kind", "recall_vs_exact@10", "cpu_ms_per_query"}``.
+    """
+    everyone = torch.arange(len(requests), device=requests.user.device)
+    history = requests.history(everyone, data.max_history)
+    users = model.user_tower(data.user_batch(requests.user, history)).cpu().numpy()
+    items = model.item_tower(data.items).cpu().numpy()
+    index = build_index(items, kind=kind)
+    started = time.process_time()
+    search(index, users, 10)
+    seconds = time.process_time() - started
+    seen, offsets = requests.sequences.seen_until(requests.user, requests.end)
+    recommender = Recommender(
+        user_ids=dataset.user_ids,
+        user_vectors=users,
+        item_ids=dataset.item_ids,
+        titles=dataset.titles,
+        index=index,
+        seen=(seen.cpu().numpy(), offsets.cpu().numpy()),
+        ranker=ranker,
+        num_candidates=num_candidates,
+    )
+    return recommender, {
+        "kind": type(index).__name__,
+        "recall_vs_exact@10": recall_at(index, items, users, 10),
+        "cpu_ms_per_query": 1000 * seconds / len(users),
+    }
+
+
+def measure_compile(ranker: Ranker, data: RankingData) -> dict[str, Any]:
+    """What compiling the ranking model takes and gives, on batches of a few users' candidates.
+
+    Returns:
+        ``{"graph_breaks", "graphs", "speedup", "compile_seconds"}``: graphs for three sizes;
+        speedup of the median over eager, side by side; the speedup is None with a ``"reason"``
+        where the compiler fails.
+    """
+    sizes = [min(size, len(data.items)) for size in (64, 48, 32)]
+    device = data.items.device
+    batches = [(ranker.columns(data, torch.arange(n, device=device)),) for n in sizes]
+    with torch.no_grad():
+        report = count_graphs(ranker.model, batches)
+        result = {"graph_breaks": report.graph_breaks, "graphs": report.graphs}
+        try:
+            compiled = compile_model(ranker.model)
+            seconds = warm_up(compiled, batches)
+        except RuntimeError as error:
+            reason = f"the compiler failed: {str(error).strip().splitlines()[0]}"
+            return result | {"speedup": None, "compile_seconds": None, "reason": reason}
+        timing = benchmark(
+            {"eager": lambda: ranker.model(*batches[0]), "compiled": lambda: compiled(*batches[0])},
+            synchronize=torch.cuda.synchronize if device.type == "cuda" else None,
+        )
+    speedup = timing["eager"].median / timing["compiled"].median
+    return result | {"speedup": speedup, "compile_seconds": seconds}
 
 
 def run_cold_start(
