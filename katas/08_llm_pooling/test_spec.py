@@ -414,13 +414,13 @@ def test_few_padded_places():
         call = f"encode(texts[83], batch_size={batch_size})"
         calls = -(-len(texts) // batch_size)
         check(len(shapes) <= calls, f"at most {calls} calls of the model",
-              came_back=f"{len(shapes)} calls", call=call)  # fmt: skip
+              came_back=len(shapes), call=call)  # fmt: skip
         check(max(rows for rows, _ in shapes) <= batch_size, f"at most {batch_size} rows a call",
               came_back=shapes, call=call)  # fmt: skip
         places, most = sum(a * b for a, b in shapes), sum(count) + batch_size * max(count)
         if batch_size < 83:
             check(places <= most, f"at most {most} places, {sum(count)} of them tokens",
-                  came_back=f"{places} places", call=call)  # fmt: skip
+                  came_back=places, call=call)  # fmt: skip
     check(vectors.shape == (83, 64), "shape [83, 64]", came_back=vectors)
 
 
@@ -451,7 +451,7 @@ def test_cache(tmp_path):
         call = f"cached_embeddings(encoder, texts[{len(asked)}], folder), {what}"
         assert_close(vectors, wanted, dtype=torch.float32, **CLOSE, call=call)
         rows = sum(rows for rows, _ in shapes)
-        check(rows == new, f"{new} texts given to the model", came_back=f"{rows}", call=call)
+        check(rows == new, f"{new} texts given to the model", came_back=rows, call=call)
     none = text.cached_embeddings(encoder, [], str(folder))
     assert_close(none, torch.zeros(0, 64), call="cached_embeddings(encoder, [], folder)")
 
@@ -519,7 +519,7 @@ def test_cache_survives(tmp_path):
                  what="after a write that failed halfway")  # fmt: skip
     rows = sum(rows for rows, _ in shapes)
     check(rows <= 4, "at most 4 texts given to the model: 5 were there before the write failed",
-          came_back=f"{rows}", call=call)  # fmt: skip
+          came_back=rows, call=call)  # fmt: skip
     trap = tmp_path / "unpickled"
     for what, damage in [
         ("cut in half", lambda data: data[: len(data) // 2]),
@@ -601,6 +601,8 @@ def test_projection():
     assert_close(fresh(new), torch.zeros(3, 2), like=new, call="TextProjection(4, 2)(new[3, 4])")
     fresh.load_state_dict(projection.state_dict())
     assert_close(fresh(new), out, what="after load_state_dict into a new one")
+    assert_close(fresh(new.double()), out, dtype=torch.float32, rtol=1e-4, atol=1e-5,
+                 call="projection(new[3, 4])", what="of float64 texts")  # fmt: skip
     w = torch.ones(7, device=device())
     for what, function in [
         ("6 texts and 7 targets", lambda: text.TextProjection.fit(x[1:], y, ridge=1.0)),
@@ -631,10 +633,14 @@ def test_projection_of_new_items():
         (9, 21, 4, 2.0, 1.0),
         (60, 8, 5, 500.0, 1e-3),
         (40, 6, 2, -3.0, 1e9),
+        (70, 7, 6, 0.0, 1e-6),
     ]:
         g = generator(items)
         x = torch.randn(items + 20, width, generator=g) + offset
         planted = torch.randn(width, dim, generator=g)
+        if ridge < 1e-4:  # a column that is nearly another one, and the difference matters
+            x[:, -1] = x[:, 0] + 1e-3 * x[:, -1]
+            planted[-1], planted[0] = planted[-1] * 1e3, planted[0] - planted[-1] * 1e3
         y = (x - offset) @ planted + 0.1 * torch.randn(items + 20, dim, generator=g) + 7
         w = torch.rand(items, generator=g) * 5
         predict = ridge_of(x[:items], y[:items], ridge, w)

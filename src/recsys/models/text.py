@@ -343,7 +343,7 @@ class TextProjection(nn.Module):
         raise NotImplementedError("kata 08: write TextProjection.fit in src/recsys/models/text.py")
 
     def forward(self, text: Tensor) -> Tensor:
-        """Map (n, width) text vectors to (n, dim); float32, with gradients to ``text``.
+        """Map (n, width) texts of any floating type to (n, dim) float32, with gradients to them.
 
         Raises:
             ValueError: not (n, width).

@@ -463,7 +463,7 @@ class TextProjection(nn.Module):
         return fitted
 
     def forward(self, text: Tensor) -> Tensor:
-        """Map (n, width) text vectors to (n, dim); float32, with gradients to ``text``.
+        """Map (n, width) texts of any floating type to (n, dim) float32, with gradients to them.
 
         Raises:
             ValueError: not (n, width).
