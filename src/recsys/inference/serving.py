@@ -137,8 +137,9 @@ class Recommender:
             For each user, in the order asked, at most k tuples (item id, score, title), best first
             (ties in the order of stage one): an int, a finite float and a str of Python, not of
             NumPy. The score is the ranker's, or anything that rises with it. No item twice, none
-            that was seen, none whose score is NaN or infinite; fewer than k where no more are left (or an inexact index finds none). An answer does
-            not depend on what else is in the batch.
+            that was seen, none whose score is NaN or infinite; fewer than k where no more are left
+            (or an inexact index finds none). An answer does not depend on what else is in the
+            batch.
 
         Raises:
             KeyError: an unknown user. ValueError: a k below 1, or not as many as users.
