@@ -6,7 +6,7 @@ import functools
 import numpy as np
 import torch
 
-from harness import evaluator
+from harness import encoders, evaluator
 from harness.spec import assert_close, assert_equal, check, device, learner, rung
 
 pipeline = learner("pipeline")
@@ -48,7 +48,14 @@ CONFIG = {
         "features": {"l2": 20.0, "decay": 0.8, "max_history": 9, "half_life_days": 14.0},
         "fit": {**FIT, "batch_size": 32},
     },
-    "cold_start": {"fraction": 0.2, "epochs": 2, "ridge": 1.0},
+    "cold_start": {
+        "fraction": 0.2,
+        "item_features": ["text", "genres"],
+        "max_history": 9,
+        "epochs": 2,
+        "ridge": 1.0,
+        "weights": {"text": 1.0, "tower": 0.5, "projection": 0.5},
+    },
     "index": {"kind": "flat"},
     "compile": {"measure": False},
 }
@@ -229,6 +236,31 @@ def test_what_is_served_is_what_was_judged():
     found = [[item for item, *_ in answer] for answer in answers]
     wanted = dataset.item_ids[outcome()["final"]["items"][::7, :5]].tolist()
     assert_equal(found, wanted, what="items served")
+
+
+@rung(hint="Which items are cold, and what may be known of them? Their text and genres only.")
+def test_cold_items_are_recommended_from_content_alone(tmp_path):
+    """Every user gets the best cold items; without a text encoder there is no cold start."""
+    dataset, _ = world()
+
+    def cold(data, encoder):
+        config = CONFIG | {"text": {"encoder": encoder, "cache": str(tmp_path)}}
+        return pipeline.run_cold_start(data, config, seed=2, device=device(), log=silent)
+
+    assert_equal(cold(dataset, None), None, what="cold start without an encoder")
+    items = splits.item_cold_start(dataset, fraction=0.2, seed=2).cold_items
+    found = cold(dataset, str(encoders.TINY))
+    rows = np.isin(dataset.item, items)  # whoever rated the cold items must not matter
+    user = dataset.user.copy()
+    user[rows] = user[rows][::-1]
+    again = cold(dataclasses.replace(dataset, user=user), str(encoders.TINY))
+    check(
+        found["items"].shape == (dataset.num_users, 10) and np.isin(found["items"], items).all(),
+        f"10 of the {len(items)} cold items for each of {dataset.num_users} users",
+        came_back=found["items"],
+    )
+    check((np.diff(found["scores"], axis=1) <= 0).all(), "best first", came_back=found["scores"])
+    assert_equal(again["items"].tolist(), found["items"].tolist(), what="lists of other raters")
 
 
 @rung(hint="Nothing was learned: look at the loss, at log Q, and at what the ranker is fed.")

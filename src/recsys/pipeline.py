@@ -306,11 +306,13 @@ def run_cold_start(
     device: torch.device,
     log: Callable[[str, str, float, int], None],
 ) -> dict[str, Any] | None:
-    """Recommend items that nobody has rated, from their text alone; the caller judges.
+    """Recommend items that nobody has rated, from their content alone; the caller judges.
 
-    A share of the items loses all its rows. Retrieval is trained on the other items, a projection
-    learns to put a text where the item tower puts its item, and the cold items take the places
-    that their texts are projected to.
+    A share of the items loses all its rows. A tower that sees items by their content only is
+    trained on the others; whoever has no rating has a place in its space like everyone else. A
+    projection learns the same from the text alone. A user is the mean of what they chose, and
+    a cold item is scored by the weighted sum of three cosines: of the texts themselves, of the
+    tower's places, and with the projected place.
 
     Returns:
         None without a text encoder, else ``{"text": (num_items, W) vectors, "items", "scores":
