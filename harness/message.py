@@ -225,11 +225,13 @@ def same(one: str, other: Path) -> bool:
 
 
 def shown(path: str | Path) -> str:
-    """A path as the learner knows it: from the top of the checkout if it lies there."""
+    """A path as the learner knows it: from the top of the checkout, or from what --impl named."""
     path = Path(path)
     for root in overlay.installed():
         if root.name == "reference" and path.is_relative_to(root.path):
             path = REFERENCE / path.relative_to(root.path)
+        elif path.is_relative_to(root.path) and not path.is_relative_to(ROOT):
+            return (Path(root.name) / path.relative_to(root.path)).as_posix()
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
 
 
