@@ -172,8 +172,9 @@ def cold_start(figures: dict[str, Any]) -> list[str]:
     return [
         "## Cold start",
         "",
-        f"{figures['items']:,} items lost all their ratings and are recommended from their text "
-        f"alone ({figures['encoder']}), ranked among each other for {figures['users']:,} users: "
+        f"{figures['items']:,} items lost all their ratings and are recommended from text and "
+        f"genres alone ({figures['encoder']}), ranked among each other for "
+        f"{figures['users']:,} users: "
         f"recall@10 {figures['recall@10']:.4f}; likeness of texts {floors['content']:.4f}, chance "
         f"{floors['random']:.4f}. 95 % interval of the paired gain over likeness "
         f"{_interval(figures, 'gain_over_content_interval')}.",
@@ -198,7 +199,7 @@ def show(result: dict[str, Any], out: Path) -> None:
     cold = result["cold_start"]
     if cold["recall@10"] is not None:
         print(
-            f"New items, from text alone: recall@10 {cold['recall@10']:.3f} "
+            f"New items, from text and genres: recall@10 {cold['recall@10']:.3f} "
             f"(by chance {cold['floors']['random']:.3f})\n"
         )
     for person in result["examples"]:
@@ -207,7 +208,7 @@ def show(result: dict[str, Any], out: Path) -> None:
             print(f"    recommended: {_short(film, 60)}")
     yours = [file for file, whose in result["parts"].items() if whose == "yours"]
     total = len(result["parts"])
-    print(f"\n{len(yours)} of {total} parts are yours{': ' if yours else ''}{', '.join(yours)}")
+    print(f"\nYours: {len(yours)} of {total} parts{': ' if yours else ''}{', '.join(yours)}")
     print(f"{result['seconds']:.0f} s. Report: {out / 'report.md'}")
     print("Next: `./kata` shows the board and where to begin.")
 

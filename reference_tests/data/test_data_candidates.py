@@ -1,0 +1,117 @@
+"""Candidate features: each statistic against its definition, and nothing known of other rows."""
+
+import numpy as np
+import pytest
+import torch
+
+from recsys.data import candidates
+from recsys.data.candidates import NAMES, CandidateFeatures
+from recsys.data.sequences import Sequences
+from recsys.data.splits import leave_last_one_out
+from recsys.data.synthetic import generate
+
+
+@pytest.fixture(scope="module")
+def world():
+    dataset = generate(seed=5, users=40, items=60)
+    return dataset, leave_last_one_out(dataset)
+
+
+def features(world, rows, **options):
+    dataset, split = world
+    made = CandidateFeatures(dataset, rows, **options)
+    user = torch.arange(5)
+    history = Sequences(dataset, split.train).user_history(user, 6)
+    time = torch.full((5,), int(dataset.time.max()))
+    return made, history, made(history, torch.full((5,), 6), time, torch.arange(12).repeat(5, 1))
+
+
+def column(values, name):
+    return values[:, :, NAMES.index(name)]
+
+
+def test_shape_names_and_finite(world):
+    _, _, values = features(world, world[1].train)
+    assert values.shape == (5, 12, len(NAMES))
+    assert values.isfinite().all()
+
+
+def test_rows_that_were_not_given_change_nothing(world):
+    dataset, split = world
+    _, _, values = features(world, split.train)
+    shuffled = dataset.item.copy()
+    shuffled[split.test] = np.random.default_rng(0).permutation(shuffled[split.test])
+    import dataclasses
+
+    other = (dataclasses.replace(dataset, item=shuffled), split)
+    assert torch.equal(features(other, split.train)[2], values)
+
+
+@pytest.mark.parametrize("users", [30, 90])  # fewer and more users than items: both inverses
+def test_ease_is_the_published_formula(users):
+    seen = (torch.rand(users, 50, generator=torch.Generator().manual_seed(1)) < 0.2).float()
+    found = candidates._ease(seen, seen.T @ seen, 7.0)
+    p = torch.linalg.inv((seen.T @ seen + 7.0 * torch.eye(50)).double())
+    wanted = (p / -p.diagonal()).fill_diagonal_(0)
+    assert torch.allclose(found.double(), wanted, atol=1e-5)
+
+
+def test_the_ease_feature_weighs_the_history_by_recency(world):
+    made, history, values = features(world, world[1].train, decay=0.5)
+    by_hand = sum(
+        0.5**place * made.ease[int(item) - 1, 3] for place, item in enumerate(history[2]) if item
+    )
+    assert column(values, "ease")[2, 3] / 5 == pytest.approx(float(by_hand), abs=1e-6)
+
+
+def test_next_item_is_a_smoothed_lift():
+    class Log:
+        items = torch.tensor([1, 2, 1, 2, 3])
+        user = torch.tensor([0, 0, 0, 1, 1])
+
+    share = torch.tensor([0.5, 0.3, 0.2])
+    lift = candidates._lift(Log, share, range(1, 2), smoothing=4.0)
+    # after item 0 came item 1 once; after item 1 came items 0 and 2
+    assert lift[0, 1] == pytest.approx(np.log((1 + 4 * 0.3) / ((1 + 4) * 0.3)))
+    assert lift[0, 2] == pytest.approx(np.log((0 + 4 * 0.2) / ((1 + 4) * 0.2)))
+    assert lift[1, 2] == pytest.approx(np.log((1 + 4 * 0.2) / ((2 + 4) * 0.2)))
+
+
+def test_recent_popularity_knows_only_the_past(world):
+    dataset, split = world
+    made = CandidateFeatures(dataset, split.train)
+    history = torch.zeros(1, 3, dtype=torch.int64)
+    everything = torch.arange(dataset.num_items)[None]
+    at = int(np.quantile(dataset.time[split.train], 0.5))
+    one = torch.ones(1, dtype=torch.int64)
+    values = column(made(history, one, torch.tensor([at]), everything), "recent_popularity")
+    past = split.train[dataset.time[split.train] < at]
+    unseen = np.setdiff1d(np.arange(dataset.num_items), dataset.item[past])
+    lowest = float(values.min())
+    assert len(unseen) and torch.allclose(values[0, unseen], torch.tensor(lowest))
+    first = torch.tensor([int(dataset.time.min())])
+    start = column(made(history, one, first, everything), "recent_popularity")
+    assert float(start.abs().max()) == pytest.approx(0, abs=1e-6)
+
+
+def test_no_history_and_no_candidate_are_finite(world):
+    made, _, _ = features(world, world[1].train)
+    none = torch.zeros(2, 4, dtype=torch.int64)
+    values = made(none, torch.zeros(2).long(), torch.zeros(2).long(), torch.tensor([[-1, 3]] * 2))
+    assert values.isfinite().all()
+    assert float(column(values, "ease").abs().max()) == 0
+
+
+def test_until_and_seen_until_are_what_lies_before(world):
+    dataset, split = world
+    sequences = Sequences(dataset, split.train)
+    start = sequences.start.tolist()
+    user, end = torch.tensor([3, 0, 3]), torch.tensor([start[3] + 2, start[1], start[3]])
+    history = sequences.until(user, end, 4)
+    items = sequences.items.tolist()
+    assert history[0].tolist() == [items[start[3] + 1], items[start[3]], 0, 0]
+    assert history[1].tolist() == items[start[1] - 4 : start[1]][::-1]
+    assert history[2].tolist() == [0, 0, 0, 0]
+    values, offsets = sequences.seen_until(user, end)
+    assert offsets.tolist() == [0, 2, 2 + start[1] - start[0], 2 + start[1] - start[0]]
+    assert (values + 1).tolist() == items[start[3] : start[3] + 2] + items[: start[1]]
