@@ -1,5 +1,7 @@
 """Candidate features: each statistic against its definition, and nothing known of other rows."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -41,8 +43,6 @@ def test_rows_that_were_not_given_change_nothing(world):
     _, _, values = features(world, split.train)
     shuffled = dataset.item.copy()
     shuffled[split.test] = np.random.default_rng(0).permutation(shuffled[split.test])
-    import dataclasses
-
     other = (dataclasses.replace(dataset, item=shuffled), split)
     assert torch.equal(features(other, split.train)[2], values)
 
@@ -62,6 +62,19 @@ def test_the_ease_feature_weighs_the_history_by_recency(world):
         0.5**place * made.ease[int(item) - 1, 3] for place, item in enumerate(history[2]) if item
     )
     assert column(values, "ease")[2, 3] / 5 == pytest.approx(float(by_hand), abs=1e-6)
+
+
+def test_cosine_is_of_other_items_users(world):
+    dataset, split = world
+    made, history, values = features(world, split.train)
+    seen = np.zeros((dataset.num_users, dataset.num_items))
+    seen[dataset.user[split.train], dataset.item[split.train]] = 1
+    unit = seen / np.maximum(np.linalg.norm(seen, axis=0), 1)
+    cosine = unit.T @ unit
+    np.fill_diagonal(cosine, 0)
+    assert np.allclose(made.cosine.numpy(), cosine, atol=1e-6)
+    past = history[4][history[4] > 0].numpy() - 1
+    assert column(values, "cosine_max")[4, 7] / 5 == pytest.approx(cosine[past, 7].max(), abs=1e-6)
 
 
 def test_next_item_is_a_smoothed_lift():

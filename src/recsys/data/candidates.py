@@ -155,7 +155,7 @@ def _ease(seen: Tensor, together: Tensor, l2: float) -> Tensor:
     else:
         kernel = seen @ seen.T + l2 * torch.eye(users, device=seen.device)
         solved = torch.cholesky_solve(seen, torch.linalg.cholesky(kernel))
-        inverse = (torch.eye(items, device=seen.device) - seen.T @ solved) / l2
+        inverse = torch.eye(items, device=seen.device) - seen.T @ solved  # up to a factor 1 / l2
     return (inverse / -inverse.diagonal()).fill_diagonal_(0.0)
 
 
