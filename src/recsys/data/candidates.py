@@ -156,7 +156,7 @@ def _ease(seen: Tensor, together: Tensor, l2: float) -> Tensor:
         kernel = seen @ seen.T + l2 * torch.eye(users, device=seen.device)
         solved = torch.cholesky_solve(seen, torch.linalg.cholesky(kernel))
         inverse = torch.eye(items, device=seen.device) - seen.T @ solved  # up to a factor 1 / l2
-    return (inverse / -inverse.diagonal()).fill_diagonal_(0.0)
+    return (inverse / -inverse.diagonal()).fill_diagonal_(0.0).contiguous()
 
 
 def _lift(sequences: Sequences, share: Tensor, gaps: range, smoothing: float) -> Tensor:
