@@ -163,6 +163,7 @@ def assignment(text: str) -> str:
 def test_arguments(parser: argparse.ArgumentParser) -> None:
     kata_ids(parser)
     impl(parser, "what is in src")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or auto (default: cpu)")
 
 
 def status_arguments(parser: argparse.ArgumentParser) -> None:
@@ -172,6 +173,9 @@ def status_arguments(parser: argparse.ArgumentParser) -> None:
 def stubs_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--check", action="store_true", help="change nothing; exit code 1 if one is not current"
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="replace written files too (kept under .kata/kept)"
     )
 
 
