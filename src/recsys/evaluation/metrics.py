@@ -1,15 +1,22 @@
-"""Ranking metrics and full-ranking evaluation (kata 06)."""
+"""Ranking metrics and full-ranking evaluation (kata 06).
+
+What holds for all of them:
+
+- Ties: equal scores bring no advantage. Among equal scores the less relevant item comes first, so
+  that a constant scorer never beats one that knows something.
+- NaN: a score that is not a number counts as minus infinity.
+- Nothing to find: a user without any relevant item has no value, NaN, neither 0 nor 1.
+- Inputs may have any layout and are never changed; results are on their device.
+- Sums and quotients are computed in float64, whatever the dtype of the inputs.
+- Cost: tensor operations on all users at once, no loop over users, items or rows; the work grows
+  with the number of scores (times a logarithm where they are sorted), and so does the memory.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 from torch import Tensor
-
-# Two rules hold for everything that ranks:
-# Ties: equal scores bring no advantage. Among equal scores the less relevant item comes first, so
-#   a constant scorer never beats one that knows something.
-# NaN: a score that is not a number counts as minus infinity.
 
 
 def ranked_relevance(scores: Tensor, relevance: Tensor, k: int | None = None) -> Tensor:
@@ -18,7 +25,8 @@ def ranked_relevance(scores: Tensor, relevance: Tensor, k: int | None = None) ->
     Among equal scores the least relevant item comes first; NaN counts as minus infinity.
 
     Args:
-        scores: (U, N) floating point. relevance: (U, N), grades of at least 0; 0 is not relevant.
+        scores: (U, N) floating point. relevance: (U, N) of any number type or bool, grades of at
+            least 0, fractions too; 0 is not relevant.
         k: how many places; all N by default, and N if k is larger.
 
     Returns:
@@ -57,7 +65,7 @@ def recall_at_k(scores: Tensor, relevance: Tensor, k: int, *, capped: bool = Fal
     """Share of a user's relevant items (grade above 0) among the first k.
 
     Divided by the number of relevant items; with ``capped=True`` by the smaller of that number and
-    k, so that a perfect list always has 1. Arguments as in :func:`ndcg_at_k`.
+    k, so that a perfect list always has 1. Arguments and errors as in :func:`ranked_relevance`.
 
     Returns:
         (U,) float64; NaN for a user without any relevant item.
@@ -68,6 +76,8 @@ def recall_at_k(scores: Tensor, relevance: Tensor, k: int, *, capped: bool = Fal
 def hit_rate_at_k(scores: Tensor, relevance: Tensor, k: int) -> Tensor:
     """1 for a user with a relevant item (grade above 0) among the first k, else 0.
 
+    Arguments and errors as in :func:`ranked_relevance`.
+
     Returns:
         (U,) float64; NaN for a user without any relevant item.
     """
@@ -76,6 +86,8 @@ def hit_rate_at_k(scores: Tensor, relevance: Tensor, k: int) -> Tensor:
 
 def mrr_at_k(scores: Tensor, relevance: Tensor, k: int) -> Tensor:
     """Reciprocal rank of a user's first relevant item (grade above 0) in the first k, else 0.
+
+    Arguments and errors as in :func:`ranked_relevance`.
 
     Returns:
         (U,) float64; NaN for a user without any relevant item.
@@ -101,7 +113,7 @@ def rank_of_target(scores: Tensor, target: Tensor) -> Tensor:
     """Rank, from 1, of one target item for each user, the worst that its score allows.
 
     ``1 + the number of other items whose score is not below the target's``; NaN counts as minus
-    infinity. One pass of comparisons, no sort.
+    infinity.
 
     Args:
         scores: (U, N). target: (U,) int64 column in ``0 .. N - 1``.
@@ -122,8 +134,9 @@ def full_ranking(
 ) -> tuple[Tensor, Tensor]:
     """Rank the whole catalogue for every user, without the items that they have seen.
 
-    Users are scored in order, ``chunk_size`` at a time, so that no (num_users, N) tensor is made;
-    the result does not depend on ``chunk_size``. Nothing is sampled (Krichene and Rendle 2020, "On
+    Users are scored in order, ``chunk_size`` at a time, one call of ``score_fn`` each, so that no
+    (num_users, N) tensor is made and, within a chunk, there is no loop over users; the result does
+    not depend on ``chunk_size``. Nothing is sampled (Krichene and Rendle 2020, "On
     Sampled Metrics for Item Recommendation").
 
     Args:
@@ -176,7 +189,8 @@ def list_metrics(
 def auc(scores: Tensor, labels: Tensor) -> float:
     """Area under the ROC curve: how often a positive scores above a negative, a tie counting half.
 
-    Over all pairs of all rows, never averaged over batches. NaN scores count as minus infinity.
+    Over all pairs of all rows, never averaged over batches, in O(N log N) time and O(N) memory: no
+    table of pairs. NaN scores count as minus infinity.
 
     Args:
         scores: (N,) floating point. labels: (N,), 0 or 1.
@@ -184,7 +198,7 @@ def auc(scores: Tensor, labels: Tensor) -> float:
     Returns:
         From 0 to 1; NaN if there is only one class (no pair to compare).
 
-    Source: Hanley and McNeil 1982; computed from mid-ranks (Mann-Whitney U) in O(N log N).
+    Source: Hanley and McNeil 1982; by mid-ranks it is the Mann-Whitney U statistic.
     """
     raise NotImplementedError("kata 06: write auc in src/recsys/evaluation/metrics.py")
 

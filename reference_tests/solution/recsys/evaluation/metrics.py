@@ -1,4 +1,16 @@
-"""Ranking metrics and full-ranking evaluation (kata 06)."""
+"""Ranking metrics and full-ranking evaluation (kata 06).
+
+What holds for all of them:
+
+- Ties: equal scores bring no advantage. Among equal scores the less relevant item comes first, so
+  that a constant scorer never beats one that knows something.
+- NaN: a score that is not a number counts as minus infinity.
+- Nothing to find: a user without any relevant item has no value, NaN, neither 0 nor 1.
+- Inputs may have any layout and are never changed; results are on their device.
+- Sums and quotients are computed in float64, whatever the dtype of the inputs.
+- Cost: tensor operations on all users at once, no loop over users, items or rows; the work grows
+  with the number of scores (times a logarithm where they are sorted), and so does the memory.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Two rules hold for everything that ranks:
-# Ties: equal scores bring no advantage. Among equal scores the less relevant item comes first, so
-#   a constant scorer never beats one that knows something.
-# NaN: a score that is not a number counts as minus infinity.
-
 
 def ranked_relevance(scores: Tensor, relevance: Tensor, k: int | None = None) -> Tensor:
     """Relevance of the items in the order of falling scores: what a user sees from the top down.
@@ -20,7 +27,8 @@ def ranked_relevance(scores: Tensor, relevance: Tensor, k: int | None = None) ->
     Among equal scores the least relevant item comes first; NaN counts as minus infinity.
 
     Args:
-        scores: (U, N) floating point. relevance: (U, N), grades of at least 0; 0 is not relevant.
+        scores: (U, N) floating point. relevance: (U, N) of any number type or bool, grades of at
+            least 0, fractions too; 0 is not relevant.
         k: how many places; all N by default, and N if k is larger.
 
     Returns:
@@ -37,19 +45,14 @@ def ranked_relevance(scores: Tensor, relevance: Tensor, k: int | None = None) ->
     num_items = scores.shape[1]
     k = num_items if k is None else min(_check_k(k), num_items)
     scores = _nan_to_last(scores)
-    if k < num_items:
-        # one place more than needed shows whether a tie crosses the cut
-        top = scores.topk(k + 1, dim=1)
-        result = relevance.gather(1, top.indices[:, :k])
-        tied = (top.values[:, 1:] == top.values[:, :-1]).any(1)
-    else:
-        result = relevance.clone()
-        tied = torch.ones(len(scores), dtype=torch.bool, device=scores.device)
-    if bool(tied.any()):  # sort these rows by score, then rising relevance: two stable sorts
-        order = relevance[tied].argsort(dim=1, stable=True)
-        by_score = scores[tied].gather(1, order).argsort(dim=1, descending=True, stable=True)
-        result[tied] = relevance[tied].gather(1, order.gather(1, by_score))[:, :k]
-    return result
+    top = scores.topk(min(k + 1, num_items), dim=1)  # one place more: does a tie cross the cut?
+    ranked = relevance.gather(1, top.indices[:, :k])
+    tied = (top.values[:, 1:] == top.values[:, :-1]).any(1)
+    # only rows with a tie are sorted: by rising relevance, then, stably, by falling score
+    order = relevance[tied].argsort(dim=1)
+    falling = scores[tied].gather(1, order).argsort(dim=1, descending=True, stable=True)
+    ranked[tied] = relevance[tied].gather(1, order.gather(1, falling[:, :k]))
+    return ranked
 
 
 def ndcg_at_k(scores: Tensor, relevance: Tensor, k: int, *, gain: str = "linear") -> Tensor:
@@ -75,7 +78,8 @@ def ndcg_at_k(scores: Tensor, relevance: Tensor, k: int, *, gain: str = "linear"
     if gain not in ("linear", "exponential"):
         raise ValueError(f"gain must be 'linear' or 'exponential', not {gain!r}")
     ranked = ranked_relevance(scores, relevance, k).double()
-    ideal = relevance.double().topk(ranked.shape[1], dim=1).values
+    grades = relevance.byte() if relevance.dtype == torch.bool else relevance  # topk takes no bool
+    ideal = grades.topk(ranked.shape[1], dim=1).values.double()
     if gain == "exponential":
         ranked, ideal = ranked.exp2() - 1, ideal.exp2() - 1
     places = torch.arange(ranked.shape[1], dtype=torch.float64, device=scores.device)
@@ -87,7 +91,7 @@ def recall_at_k(scores: Tensor, relevance: Tensor, k: int, *, capped: bool = Fal
     """Share of a user's relevant items (grade above 0) among the first k.
 
     Divided by the number of relevant items; with ``capped=True`` by the smaller of that number and
-    k, so that a perfect list always has 1. Arguments as in :func:`ndcg_at_k`.
+    k, so that a perfect list always has 1. Arguments and errors as in :func:`ranked_relevance`.
 
     Returns:
         (U,) float64; NaN for a user without any relevant item.
@@ -100,6 +104,8 @@ def recall_at_k(scores: Tensor, relevance: Tensor, k: int, *, capped: bool = Fal
 def hit_rate_at_k(scores: Tensor, relevance: Tensor, k: int) -> Tensor:
     """1 for a user with a relevant item (grade above 0) among the first k, else 0.
 
+    Arguments and errors as in :func:`ranked_relevance`.
+
     Returns:
         (U,) float64; NaN for a user without any relevant item.
     """
@@ -109,6 +115,8 @@ def hit_rate_at_k(scores: Tensor, relevance: Tensor, k: int) -> Tensor:
 
 def mrr_at_k(scores: Tensor, relevance: Tensor, k: int) -> Tensor:
     """Reciprocal rank of a user's first relevant item (grade above 0) in the first k, else 0.
+
+    Arguments and errors as in :func:`ranked_relevance`.
 
     Returns:
         (U,) float64; NaN for a user without any relevant item.
@@ -138,7 +146,7 @@ def rank_of_target(scores: Tensor, target: Tensor) -> Tensor:
     """Rank, from 1, of one target item for each user, the worst that its score allows.
 
     ``1 + the number of other items whose score is not below the target's``; NaN counts as minus
-    infinity. One pass of comparisons, no sort.
+    infinity.
 
     Args:
         scores: (U, N). target: (U,) int64 column in ``0 .. N - 1``.
@@ -160,8 +168,9 @@ def full_ranking(
 ) -> tuple[Tensor, Tensor]:
     """Rank the whole catalogue for every user, without the items that they have seen.
 
-    Users are scored in order, ``chunk_size`` at a time, so that no (num_users, N) tensor is made;
-    the result does not depend on ``chunk_size``. Nothing is sampled (Krichene and Rendle 2020, "On
+    Users are scored in order, ``chunk_size`` at a time, one call of ``score_fn`` each, so that no
+    (num_users, N) tensor is made and, within a chunk, there is no loop over users; the result does
+    not depend on ``chunk_size``. Nothing is sampled (Krichene and Rendle 2020, "On
     Sampled Metrics for Item Recommendation").
 
     Args:
@@ -187,13 +196,12 @@ def full_ranking(
     all_items, all_scores = [], []
     for first in range(0, num_users, chunk_size):
         users = torch.arange(first, min(first + chunk_size, num_users), device=items.device)
-        scores = _nan_to_last(score_fn(users).float())
+        scores = _nan_to_last(score_fn(users).float())  # a copy, so that it may be written to
         start, stop = offsets[users[0]], offsets[users[-1] + 1]
         counts = offsets[users + 1] - offsets[users]
         row = torch.repeat_interleave(torch.arange(len(users), device=items.device), counts)
-        mask = torch.zeros_like(scores, dtype=torch.bool)
-        mask[row, items[start:stop]] = True
-        top = scores.masked_fill(mask, float("-inf")).topk(min(k, scores.shape[1]), dim=1)
+        scores[row, items[start:stop]] = float("-inf")
+        top = scores.topk(min(k, scores.shape[1]), dim=1)
         all_items.append(top.indices.masked_fill(top.values == float("-inf"), -1))
         all_scores.append(top.values)
     return torch.cat(all_items), torch.cat(all_scores)
@@ -244,7 +252,8 @@ def list_metrics(
 def auc(scores: Tensor, labels: Tensor) -> float:
     """Area under the ROC curve: how often a positive scores above a negative, a tie counting half.
 
-    Over all pairs of all rows, never averaged over batches. NaN scores count as minus infinity.
+    Over all pairs of all rows, never averaged over batches, in O(N log N) time and O(N) memory: no
+    table of pairs. NaN scores count as minus infinity.
 
     Args:
         scores: (N,) floating point. labels: (N,), 0 or 1.
@@ -252,7 +261,7 @@ def auc(scores: Tensor, labels: Tensor) -> float:
     Returns:
         From 0 to 1; NaN if there is only one class (no pair to compare).
 
-    Source: Hanley and McNeil 1982; computed from mid-ranks (Mann-Whitney U) in O(N log N).
+    Source: Hanley and McNeil 1982; by mid-ranks it is the Mann-Whitney U statistic.
     """
     positive = labels > 0
     num_pos, num_neg = int(positive.sum()), int((~positive).sum())
@@ -280,14 +289,12 @@ def normalized_entropy(logits: Tensor, labels: Tensor) -> float:
     """
     labels = labels.double()
     base = labels.mean()
-    if base == 0 or base == 1:
-        return float("nan")
-    loss = F.binary_cross_entropy_with_logits(logits.double(), labels)
-    return float(loss / -(base * base.log() + (1 - base) * (1 - base).log()))
+    entropy = -(base * base.log() + (1 - base) * (1 - base).log())  # of one class: 0 ln 0 is NaN
+    return float(F.binary_cross_entropy_with_logits(logits.double(), labels) / entropy)
 
 
 def _nan_to_last(scores: Tensor) -> Tensor:
-    return scores.masked_fill(scores.isnan(), float("-inf"))
+    return scores.nan_to_num(nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
 
 
 def _check_k(k: int) -> int:
