@@ -22,6 +22,7 @@ except ModuleNotFoundError:  # Python 3.10
 PHASES = ("1A", "1B", "sprint")
 TRACKS = ("core", "advanced")
 ORDER = ("test_spec.py", "test_properties.py", "test_cost.py")  # of the files; others by name
+KEYS = {"title", "phase", "hours", "track", "prerequisites", "preload", "files", "keep"}
 DIGESTS = "stub.sha256"  # in a kata's folder: what its stubs look like, one line a file
 
 
@@ -53,6 +54,7 @@ class Kata:
     prerequisites: tuple[str, ...]
     files: dict[str, tuple[str, ...]]
     keep: dict[str, tuple[str, ...]]  # public names that stay whole in the stub
+    preload: tuple[str, ...] = ()  # modules that a warm runner imports beforehand
 
     @property
     def number(self) -> str:
@@ -121,7 +123,7 @@ def read(folder: Path) -> Kata:
         table = tomllib.loads((folder / "kata.toml").read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise CatalogError(f"{where} is not valid TOML: {error}") from None
-    unknown = set(table) - {"title", "phase", "hours", "track", "prerequisites", "files", "keep"}
+    unknown = set(table) - KEYS
     if unknown:
         raise CatalogError(f"{where}: unknown key {', '.join(sorted(unknown))}")
 
@@ -154,6 +156,7 @@ def read(folder: Path) -> Kata:
         prerequisites=tuple(value("prerequisites", list, "a list of kata names")),
         files=names("files"),
         keep=names("keep"),
+        preload=tuple(table.get("preload", [])),
     )
 
 

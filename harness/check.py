@@ -17,15 +17,27 @@ FOREIGN += ("CI", "BUILD_NUMBER")
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run the tests, then ruff; 0 if both are good, 1 if one is not."""
+    """The tests, the strength of the specs, the style; 0 if all are good, 1 if one is not.
+
+    Without `--strength` only the specs that were touched since their strength was measured.
+    """
+    if args.strength is not None:
+        return 0 if strength(args.strength, args.write) else 1
     tests = [sys.executable, "-m", "pytest", REFERENCE_TESTS.name, "--color=no", "--durations=5"]
     good = step("the tests of this repository", tests)
+    good &= strength(["--touched"], args.write)
     if importlib.util.find_spec("ruff"):
         good &= step("style", [sys.executable, "-m", "ruff", "check", "--no-cache", "."])
     else:
         print("kata check: style is not checked, ruff is not installed", flush=True)
     print(f"kata check: {'good' if good else 'red'}", flush=True)
     return 0 if good else 1
+
+
+def strength(chosen: list[str], write: bool) -> bool:
+    """Try everything known against the katas' specs: see reference_tests/strength."""
+    command = [sys.executable, "-m", "reference_tests.strength", *chosen]
+    return step("the strength of the specs", command + (["--write"] if write else []))
 
 
 def step(what: str, command: list[str]) -> bool:

@@ -179,6 +179,20 @@ def stubs_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--strength",
+        nargs="*",
+        metavar="NN",
+        help="only this: try every mistake, alternate and mutant against the specs (default: all)",
+    )
+    parser.add_argument(
+        "--write",
+        action="store_true",
+        help="bring what is generated up to date: diagnosis, transcripts, the strength table",
+    )
+
+
 def data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="ml-100k, ml-1m, ... or a folder or zip file")
 
@@ -201,7 +215,7 @@ GROUPS = {
         Command("doctor", "harness.doctor", "What this machine can do, and what is missing"),
     ],
     "For authors": [
-        Command("check", "harness.check", "Run the tests of this repository"),
+        Command("check", "harness.check", "Run the tests of this repository", check_arguments),
         Command("stubs", "harness.stubs", "Bring the stubs up to date", stubs_arguments),
     ],
 }

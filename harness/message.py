@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from harness import overlay
+from harness import overlay, settings
 from harness.calls import seen
 from harness.catalog import Kata
 from harness.paths import REFERENCE, ROOT
@@ -24,7 +24,7 @@ from harness.paths import REFERENCE, ROOT
 WIDTH = 80
 LABEL = 11
 STUB = re.compile(r"kata (\d\d): write (\S+) in (\S+)")
-LINES = {"came back": 3, "called": 3, "raised": 4, "": 4}  # how many a fact may take; others 2
+LINES = {"came back": 3, "called": 3, "raised": 4, "in fact": 5, "": 4}  # of a fact; others 2
 
 
 class KataFailure(AssertionError):
@@ -60,6 +60,11 @@ class Red:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @property
+    def absent(self) -> bool:
+        """Whether there is no code yet that could be right or wrong."""
+        return self.cause.startswith(("stub ", "syntax ")) or self.facts[0][0] == "missing"
 
 
 FIELDS = tuple(Red.__dataclass_fields__)
@@ -227,6 +232,9 @@ def same(one: str, other: Path) -> bool:
 def shown(path: str | Path) -> str:
     """A path as the learner knows it: from the top of the checkout, or from what --impl named."""
     path = Path(path)
+    first = overlay.installed()[0].path
+    if settings.transcript and path.is_relative_to(first):
+        return f"src/{path.relative_to(first).as_posix()}"
     for root in overlay.installed():
         if root.name == "reference" and path.is_relative_to(root.path):
             path = REFERENCE / path.relative_to(root.path)
@@ -306,7 +314,8 @@ def title(kata: Kata, rung: str) -> str:
 
 def next_step(kata: Kata, red: Red, impls: Sequence[str]) -> str:
     """What to type next."""
-    command = f"pytest katas/{kata.id}" + "".join(f" --impl {impl}" for impl in impls)
+    given = () if settings.transcript else impls
+    command = f"pytest katas/{kata.id}" + "".join(f" --impl {impl}" for impl in given)
     return f"next: write it, then  {command}" if "write " in str(red.facts) else f"next: {command}"
 
 

@@ -10,12 +10,13 @@ import os
 import signal
 import threading
 from collections.abc import Generator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import catalog, message, overlay, settings
+from harness import catalog, diagnosis, message, overlay, settings
 from harness.errors import UsageError
 from harness.events import emit
 from harness.paths import KATAS, ROOT
@@ -84,8 +85,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[previous_roots] = overlay.installed() if overlay.is_installed() else None
     overlay.install(roots)
     hide = Hide()
+    diagnose = Diagnose()
+    config.pluginmanager.register(diagnose)
     config.pluginmanager.register(hide)
-    config.pluginmanager.register(Show(hide))
+    config.pluginmanager.register(Show(hide, diagnose))
     if only_katas(config) and config.option.verbose == 0:
         config.option.no_header = True  # the message needs the screen
 
@@ -224,6 +227,37 @@ def red_of(report: Any) -> message.Red | None:
     return message.Red(**facts) if facts and facts["facts"] else None
 
 
+# --- the diagnosis --------------------------------------------------------------------------------
+
+
+class Diagnose:
+    """Asks, once the tests are through, which known mistakes explain what is red."""
+
+    def __init__(self) -> None:
+        self.reds: dict[str, list[message.Red]] = {}  # kata -> its red rungs
+        self.found: dict[str, diagnosis.Diagnosis] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        red = red_of(report)
+        if red:
+            self.reds.setdefault(red.kata, []).append(red)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if hasattr(session.config, "workerinput") or left_alone(session.config):
+            return
+        for name, reds in self.reds.items():
+            kata = kata_of(name)
+            if kata is None or all(red.absent for red in reds):
+                continue
+            try:
+                found = diagnosis.diagnose(kata)
+            except Exception:  # the spec has said that it is red; a guess less is no loss
+                continue
+            self.found[name] = found
+            emit({"event": "diagnosis", "kata": name, **asdict(found)})
+
+
 class Hide:
     """Takes the reports of red katas out of sight while pytest prints a section for each failure.
 
@@ -255,11 +289,15 @@ class Hide:
 class Show:
     """Shows the first red rung whole and the others in a line."""
 
-    def __init__(self, hidden: Hide) -> None:
+    def __init__(self, hidden: Hide, diagnose: Diagnose) -> None:
         self.hidden = hidden
+        self.diagnose = diagnose
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         reds = sorted(self.hidden.reds, key=lambda red: red.order)
+        for red in reds[:1]:
+            if red.kata in self.diagnose.found:
+                red.facts += self.diagnose.found[red.kata].facts
         if reds and not terminalreporter.no_summary:
             lines = message.screen(reds[0], reds[1:], terminalreporter._tw.fullwidth)
             terminalreporter.write_line(lines[0], red=True, bold=True)

@@ -21,6 +21,7 @@ from typing import Any
 
 from harness import catalog, events, message, overlay, record
 from harness.catalog import Kata
+from harness.diagnosis import Diagnosis
 from harness.errors import UsageError
 from harness.paths import ROOT
 
@@ -38,6 +39,7 @@ class KataResult:
     rungs: dict[str, str] = field(default_factory=dict)  # rung -> "passed" or "failed", all of them
     reds: list[message.Red] = field(default_factory=list)
     reason: str = ""  # why rungs have no result
+    diagnosis: Diagnosis = field(default_factory=Diagnosis)
     output: str = ""
     seconds: float = 0.0
 
@@ -62,17 +64,24 @@ def run_kata(
     with tempfile.TemporaryDirectory(prefix="kata-") as folder:
         results = Path(folder) / "results.jsonl"
         results.touch()
-        command = [sys.executable, "-m", "pytest", str(kata.folder), "-q", "-c", "tox.ini"]
-        for impl in impls:
-            named = impl in ("mine", "reference")
-            command.append(f"--impl={impl if named else (cwd or Path.cwd()) / impl}")
-        command += ["--device", device] if device else []
+        command = [sys.executable, "-m", "pytest", *arguments(kata, impls, device, cwd)]
         begin = time.monotonic()
         child = Child(command, results, memory=device in (None, "cpu"))
         reason = child.wait(timeout)
         result = KataResult(kata, output=child.output(), seconds=time.monotonic() - begin)
         judge(result, events.read(results), reason)
     return result
+
+
+def arguments(
+    kata: Kata, impls: Sequence[str], device: str | None = None, cwd: Path | None = None
+) -> list[str]:
+    """What pytest is called with."""
+    given = [str(kata.folder), "-q", "-c", "tox.ini"]
+    for impl in impls:
+        named = impl in ("mine", "reference")
+        given.append(f"--impl={impl if named else (cwd or Path.cwd()) / impl}")
+    return given + (["--device", device] if device else [])
 
 
 class Child:
@@ -124,9 +133,7 @@ class Child:
             self.reader.join(5)
         if self.flooded:
             return f"it printed more than {OUTPUT_LIMIT >> 20} MB"
-        if code < 0:
-            return f"the process was killed by {signal_name(-code)}"
-        return "" if code in (0, 1) else f"pytest ended with exit code {code}"
+        return ending(code)
 
     def kill(self) -> None:
         """The whole group, whatever of it is left."""
@@ -149,6 +156,13 @@ def limit(pid: int, name: str, most: int) -> None:
         pass
 
 
+def ending(code: int) -> str:
+    """Why a child's exit code means that it has no proper result, or ""."""
+    if code < 0:
+        return f"the process was killed by {signal_name(-code)}"
+    return "" if code in (0, 1) else f"pytest ended with exit code {code}"
+
+
 def signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
@@ -163,6 +177,8 @@ def judge(result: KataResult, lines: list[dict[str, Any]], reason: str) -> None:
     for line in lines:
         if line["event"] == "start":
             running = line["nodeid"].partition("::")[2]
+        elif line["event"] == "diagnosis":
+            result.diagnosis = Diagnosis(**{k: line[k] for k in ("ids", "exact", "facts")})
         elif line["event"] in ("setup", "call", "teardown"):
             # a rung has passed when all its cases were called and passed
             if line["event"] == "call" or line["outcome"] != "passed":
@@ -184,6 +200,8 @@ def judge(result: KataResult, lines: list[dict[str, Any]], reason: str) -> None:
     elif missing:
         result.reason = f"no result for {', '.join(missing)}"
     result.reds.sort(key=lambda red: red.order)
+    for red in result.reds[:1]:
+        red.facts += result.diagnosis.facts
 
 
 def main(args: argparse.Namespace) -> int:

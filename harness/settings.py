@@ -4,6 +4,7 @@ from __future__ import annotations
 
 collecting = False  # learner code must not be used yet
 requested_device = "cpu"
+transcript = False  # messages call the first --impl folder src
 
 
 def device() -> str:
