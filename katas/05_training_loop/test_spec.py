@@ -1,10 +1,13 @@
 """What the training loop must do (kata 05)."""
 
+import copy
+import functools
 import math
 import os
 import re
 import signal
 import sys
+import time
 
 import torch
 from torch import nn
@@ -26,6 +29,11 @@ loop = learner("training.loop")
 NAMES = ("first", "second", "bias", "scale")  # what the loss reaches
 
 
+@functools.cache
+def run():
+    return golden("golden.json")["run"]
+
+
 def tensor(values, dtype=torch.float64):
     return torch.tensor(values, dtype=dtype, device=device())
 
@@ -33,13 +41,13 @@ def tensor(values, dtype=torch.float64):
 class Regression(nn.Module):
     """scale * (x first' + x^2 second') + bias; `unused` gets no gradient, `frozen` wants none."""
 
-    def __init__(self, params=None):
+    def __init__(self):
         super().__init__()
-        params = params or golden("golden.json")["run"]["params"]
         for name in NAMES:
-            self.register_parameter(name, nn.Parameter(tensor(params[name])))
+            self.register_parameter(name, nn.Parameter(tensor(run()["params"][name])))
         self.unused = nn.Parameter(tensor([[1.5, -2.0, 0.25, 3.0, 7.0], [1, 2, 3, 4, 5]]))
         self.frozen = nn.Parameter(tensor([[0.5, -0.5]]), requires_grad=False)
+        self.register_buffer("count", tensor([3.0, 4.0]))
 
     def forward(self, x):
         return self.scale * (x @ self.first.T + x**2 @ self.second.T) + self.bias
@@ -47,14 +55,11 @@ class Regression(nn.Module):
 
 def regression_loss(model, batch):
     """Mean over the rows of a squared error whose four outputs count differently."""
-    cost = tensor([1.0, 2.0, 0.5, 3.0])
-    return ((model(batch["x"]) - batch["y"]) ** 2 * cost).sum(1).mean()
+    return ((model(batch["x"]) - batch["y"]) ** 2 * tensor(run()["cost"])).sum(1).mean()
 
 
 def regression_rows(rows):
-    run = golden("golden.json")["run"]
-    rows = torch.as_tensor(rows)
-    return {"x": tensor(run["x"])[rows], "y": tensor(run["y"])[rows]}
+    return {"x": tensor(run()["x"])[rows], "y": tensor(run()["y"])[rows]}
 
 
 def gradients(model, loss_fn, batch):
@@ -72,12 +77,12 @@ def sgd(model, lr):
     return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=lr)
 
 
-def assert_moved(model, before, grads, lr, *, scale=1.0, rtol=None, what=""):
+def assert_moved(model, before, grads, lr, *, scale=1.0, rtol=None, what="the step"):
     """Every parameter went `lr * scale` times its gradient downhill, the others not at all."""
     for name, value in model.state_dict().items():
         wanted = before[name] - lr * scale * grads[name] if name in grads else before[name]
         assert_close(value, wanted, rtol=rtol, call="train_step, optimizer SGD",
-                     what=f"parameter {name} after {what or 'the step'}")  # fmt: skip
+                     what=f"{name} after {what}")  # fmt: skip
 
 
 # --- one step -------------------------------------------------------------------------------------
@@ -86,7 +91,8 @@ def assert_moved(model, before, grads, lr, *, scale=1.0, rtol=None, what=""):
 @rung(
     hints=[
         "Four lines that you have written before: clear, forward, backward, step.",
-        "Return the loss detached: a 0-dim tensor, without .item(), which would wait for the GPU.",
+        "backward() ADDS to what .grad already holds, also when somebody else called it. Return "
+        "the loss detached: a 0-dim tensor, without .item(), which would wait for the GPU.",
         "optimizer.zero_grad(); loss = loss_fn(model, batches[0]); loss.backward(); "
         "optimizer.step(); return loss.detach()",
     ]
@@ -100,39 +106,39 @@ def test_one_step():
     loss = loop.train_step(model, regression_loss, optimizer, [batch])
     check(isinstance(loss, torch.Tensor), "a 0-dim tensor, not read from the device",
           came_back=loss)  # fmt: skip
-    assert_close(loss, expected, what="the loss before the step")
+    assert_close(loss, expected, like=expected, what="the loss before the step")
     check(not loss.requires_grad, "a detached loss: it keeps no graph alive", came_back=loss)
     assert_moved(model, before, grads, 0.01)
     optimizer.param_groups[0]["lr"] = 0.003
     before, grads = copy_of(model), gradients(model, regression_loss, batch)
     loop.train_step(model, regression_loss, optimizer, [batch])
-    assert_moved(model, before, grads, 0.003, what="a second step at another rate")
+    assert_moved(model, before, grads, 0.003, what="a second step at another rate: its own "
+                 "gradient counts, not the one of the first step")  # fmt: skip
+    model, batch, modes = Regression(), regression_rows([4, 5, 6]), []
+    before, grads = copy_of(model), gradients(model, regression_loss, batch)
+    for p in model.parameters():
+        if p.requires_grad:
+            p.grad = torch.full_like(p, 100.0)
+
+    def loss_fn(model, batch):
+        modes.append(model.training)
+        return regression_loss(model, batch)
+
+    model.eval()
+    loop.train_step(model, loss_fn, sgd(model, 0.01), [batch])
+    assert_moved(model, before, grads, 0.01, what="a step with gradients of 100 left over before")
+    check(modes + [model.training] == [False, False], "a model in evaluation mode stays in it",
+          came_back=modes + [model.training])  # fmt: skip
     expect_error(lambda: loop.train_step(model, regression_loss, optimizer, []), ValueError,
                  call="train_step(model, loss_fn, optimizer, batches=[])")  # fmt: skip
 
 
 @rung(
     hints=[
-        "backward() ADDS to what .grad already holds.",
-        "Somebody may have called backward before your step: clear the gradients first.",
-    ]
-)
-def test_stale_gradients():
-    """Gradients left over from before have no influence, not even on parameters without one."""
-    model, batch = Regression(), regression_rows([4, 5, 6])
-    before, grads = copy_of(model), gradients(model, regression_loss, batch)
-    for p in model.parameters():
-        if p.requires_grad:
-            p.grad = torch.full_like(p, 100.0)
-    loop.train_step(model, regression_loss, sgd(model, 0.01), [batch])
-    assert_moved(model, before, grads, 0.01, what="a step with gradients of 100 planted before")
-
-
-@rung(
-    hints=[
         "Twice as many micro-batches must not mean twice the gradient.",
         "Each loss is a mean over ITS rows. To make every row count the same, weight it by the "
-        "rows of its micro-batch.",
+        "rows of its micro-batch. Call backward at once: the sum of all losses would keep all "
+        "activations.",
         "n = len of the batch's columns; (loss_fn(model, batch) * n / total_rows).backward() for "
         "each, one optimizer step at the end; return the sum of the weighted losses.",
     ]
@@ -145,49 +151,66 @@ def test_accumulation():
         before, grads = copy_of(model), gradients(model, regression_loss, whole)
         expected = regression_loss(model, whole).detach()
         batches = [regression_rows(group) for group in groups]
-        sizes = []
+        sizes, passes = [], []
 
-        def loss_fn(model, batch, sizes=sizes):
+        def loss_fn(model, batch, sizes=sizes, passes=passes):
             sizes.append(len(batch["x"]))
-            return regression_loss(model, batch)
+            passes.append("forward")
+            loss = regression_loss(model, batch)
+            loss.register_hook(lambda gradient: passes.append("backward"))
+            return loss
 
         loss = loop.train_step(model, loss_fn, sgd(model, 0.01), batches)
         what = f"micro-batches of {', '.join(str(len(g)) for g in groups)} rows"
         check(sizes == [len(group) for group in groups], "loss_fn is called for each micro-batch "
-              "alone: together they may not fit", came_back=sizes)  # fmt: skip
-        assert_close(loss, expected, what=f"the loss of {what}")
+              "by itself, of these rows", came_back=sizes)  # fmt: skip
+        assert_close(loss, expected, like=expected, what=f"the loss of {what}")
         assert_moved(model, before, grads, 0.01, what=f"a step on {what}")
         check(not loss.requires_grad, "a detached loss: it keeps no graph alive", came_back=loss)
+        check(passes == ["forward", "backward"] * len(groups), "each backward before the next "
+              "forward: one micro-batch in memory at a time", came_back=passes)  # fmt: skip
 
 
 @rung(
     hints=[
         "What does clipping promise: the size of each number, of each parameter's gradient, or of "
         "the whole? And to whom must the gradient already be clipped?",
-        "One norm over all parameters together; the direction stays. After the last backward, "
-        "before optimizer.step(). A gradient below the limit is left alone.",
-        "torch.nn.utils.clip_grad_norm_ on all of the parameters at once, if max_grad_norm > 0.",
+        "One norm over all parameters of the optimizer; the direction stays. After the last "
+        "backward, before optimizer.step(). A gradient below the limit is left alone.",
+        "torch.nn.utils.clip_grad_norm_ on [p for group in optimizer.param_groups for p in "
+        "group['params']] at once, if max_grad_norm > 0.",
     ]
 )
 def test_clipping():
     """The norm of the whole gradient is clipped before the step; a shorter one is untouched."""
-    groups = [[0, 1, 2], [3]]
-    batches = [regression_rows(group) for group in groups]
+    batches = [regression_rows([0, 1, 2]), regression_rows([3])]
     whole = regression_rows([0, 1, 2, 3])
     grads = gradients(Regression(), regression_loss, whole)
-    norm = math.sqrt(sum(float((g**2).sum()) for g in grads.values()))
+
+    def norm_of(names):
+        return math.sqrt(sum(float((grads[name] ** 2).sum()) for name in names))
+
+    norm = norm_of(NAMES)
     for limit, scale, what in [
         (norm / 50, 1 / 50, "a step clipped to a 50th of the norm"),
         (norm * 0.9, 0.9, "a step clipped to 0.9 of the norm"),
         (norm * 1.1, 1.0, "a step with a limit just above the norm"),
         (0.0, 1.0, "a step with max_grad_norm=0, no limit"),
     ]:
-        for given, rows in ((batches, "micro-batches of 3 and 1 rows"), ([whole], "one batch")):
+        for given, rows in (([whole], "one batch"), (batches, "micro-batches of 3 and 1 rows")):
             model = Regression()
             before = copy_of(model)
             loop.train_step(model, regression_loss, sgd(model, 0.5), given, max_grad_norm=limit)
             assert_moved(model, before, grads, 0.5, scale=scale, rtol=1e-5,
                          what=f"{what}, {rows}")  # fmt: skip
+    model, held = Regression(), ("first", "bias")
+    before, model.frozen.grad = copy_of(model), torch.full_like(model.frozen, 1e3)
+    optimizer = torch.optim.SGD([getattr(model, name) for name in held], lr=0.5)
+    limit = norm_of(held) / 3
+    loop.train_step(model, regression_loss, optimizer, [whole], max_grad_norm=limit)
+    assert_moved(model, before, {name: grads[name] for name in held}, 0.5, scale=1 / 3, rtol=1e-5,
+                 what="a clipped step whose optimizer holds `first` and `bias` only, `frozen` has "
+                 "an old gradient: one norm over what the optimizer holds")  # fmt: skip
 
 
 @rung(
@@ -201,84 +224,41 @@ def test_clipping():
 def test_autocast():
     """With bfloat16 the forward pass runs in it, and parameters and gradients stay float32."""
     x = torch.randn(6, 3, generator=generator(1)).to(device())
-    y = torch.randn(6, 2, generator=generator(2)).to(device())
+    batch = {"x": x, "y": torch.randn(6, 2, generator=generator(2)).to(device())}
+    halves = [{name: column[part] for name, column in batch.items()}
+              for part in (slice(0, 4), slice(4, 6))]  # fmt: skip
     seen = []
 
     def loss_fn(model, batch):
         out = model(batch["x"])
-        seen.append((out.dtype, torch.is_autocast_enabled(device().type)))
+        seen.append((str(out.dtype)[6:], torch.is_autocast_enabled(device().type)))
         return ((out.float() - batch["y"]) ** 2).sum(1).mean()
 
-    for mode, dtype in (("bfloat16", torch.bfloat16), ("none", torch.float32)):
+    for mode, inside in (("bfloat16", ("bfloat16", True)), ("none", ("float32", False))):
         model = nn.Linear(3, 2).to(device())
-        nn.init.normal_(model.weight, generator=generator(3) if device().type == "cpu" else None)
-        batch = {"x": x, "y": y}
+        with torch.no_grad():
+            for p in model.parameters():
+                p.copy_(torch.randn(p.shape, generator=generator(3)))
         before, grads = copy_of(model), gradients(model, loss_fn, batch)
         seen.clear()
-        loop.train_step(model, loss_fn, sgd(model, 0.1), [batch], autocast=mode)
-        check(seen and seen[0] == (dtype, mode != "none"),
-              f"autocast={mode!r}: a linear layer gives {dtype}, autocast on in the loss",
-              came_back=seen)  # fmt: skip
+        loop.train_step(model, loss_fn, sgd(model, 0.1), halves, autocast=mode)
+        check(seen == [inside] * 2, f"autocast={mode!r}: a linear layer gives {inside[0]}, and "
+              f"torch.is_autocast_enabled() is {inside[1]}", came_back=seen)  # fmt: skip
         for name, p in model.named_parameters():
-            check(p.dtype == torch.float32, f"parameter {name} stays float32", came_back=p)
-            step = p.detach() - before[name]
+            for value, whose in ((p, name), (p.grad, f"the gradient of {name}")):
+                check(value is None or value.dtype == torch.float32,
+                      f"{whose} stays float32 with autocast={mode!r}", came_back=value)  # fmt: skip
             wanted = -0.1 * grads[name]
-            atol = float(wanted.abs().max()) * (0.02 if seen[0][1] else 1e-5)
-            assert_close(step, wanted, atol=atol,
+            atol = float(wanted.abs().max()) * (0.02 if inside[1] else 1e-5)
+            assert_close(p.detach() - before[name], wanted, atol=atol,
                          what=f"the step of {name} with autocast={mode!r}")  # fmt: skip
     expect_error(
-        lambda: loop.train_step(model, loss_fn, sgd(model, 0.1), [batch], autocast="float8"),
+        lambda: loop.train_step(model, loss_fn, sgd(model, 0.1), halves, autocast="float8"),
         ValueError, about="autocast", call="train_step(..., autocast='float8')",
     )  # fmt: skip
 
 
-# --- optimizer and schedule -----------------------------------------------------------------------
-
-
-@rung(
-    hints=[
-        "Two kinds of parameters need two parameter groups.",
-        "p.dim() >= 2 decays, the rest has weight_decay=0 in its own group; frozen ones are in "
-        "neither. Pass betas and eps on.",
-    ]
-)
-def test_optimizer():
-    """AdamW over what requires a gradient; only parameters with two or more dimensions decay."""
-    options = {"lr": 0.02, "weight_decay": 0.3, "betas": (0.7, 0.9), "eps": 1e-2}
-    model, twin = Regression(), Regression()
-    optimizer = loop.make_optimizer(model, **options)
-    held = [p for group in optimizer.param_groups for p in group["params"]]
-    wanted = [p for p in model.parameters() if p.requires_grad]
-    check(len(held) == len(wanted) and {*map(id, held)} == {*map(id, wanted)},
-          "the optimizer holds each parameter that requires a gradient once, and no other",
-          came_back=[tuple(p.shape) for p in held])  # fmt: skip
-    params = dict(twin.named_parameters())
-    decayed = [params["first"], params["second"], params["unused"]]
-    options.pop("weight_decay")
-    oracle = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.3},
-         {"params": [params["bias"], params["scale"]], "weight_decay": 0.0}], **options
-    )  # fmt: skip
-    for step, rate in enumerate((0.02, 0.02, 0.005, 0.0)):
-        for each, opt in ((model, optimizer), (twin, oracle)):
-            for group in opt.param_groups:
-                group["lr"] = rate
-            for index, name in enumerate(NAMES):
-                p = getattr(each, name)
-                p.grad = torch.full_like(p, (0.5 - index) * (step + 1)) if step != 1 else p * 0
-            opt.step()
-        for name, value in model.named_parameters():
-            assert_close(value, params[name].detach(), what=f"{name} after step {step + 1}")
-    model = Regression()
-    before = copy_of(model)
-    optimizer = loop.make_optimizer(model, lr=0.1, weight_decay=0.5)
-    for p in model.parameters():
-        p.grad = torch.zeros_like(p) if p.requires_grad else None
-    optimizer.step()
-    for name, value in model.named_parameters():
-        shrunk = 0.95 if name in ("first", "second", "unused") else 1.0
-        assert_close(value, before[name] * shrunk,
-                     what=f"{name}, {value.dim()}-D, after a step with zero gradients")  # fmt: skip
+# --- schedule and optimizer -----------------------------------------------------------------------
 
 
 @rung(
@@ -298,32 +278,55 @@ def test_schedule():
 
 @rung(
     hints=[
-        "Each part passed alone; here they run together for six steps. Which step differs first?",
-        "The first step: the size of the clipped gradient. Later ones: is the norm of step 2 "
-        "taken before or after the clip, is the rate the one that was set?",
+        "Two kinds of parameters need two parameter groups.",
+        "p.dim() >= 2 decays, the rest has weight_decay=0 in its own group; frozen ones are in "
+        "neither. Pass lr, betas and eps on.",
+        "torch.optim.AdamW([{'params': [...], 'weight_decay': weight_decay}, {'params': [...], "
+        "'weight_decay': 0.0}], lr=lr, betas=betas, eps=eps, fused=True)",
     ]
 )
-def test_golden_run():
-    """Six steps of clipped, accumulated AdamW with a schedule follow the golden trajectory."""
-    run = golden("golden.json")["run"]
-    model = Regression(run["params"])
+def test_optimizer():
+    """AdamW over what requires a gradient; only parameters with two or more dimensions decay."""
+    model = Regression()
+    before = copy_of(model)
+    optimizer = loop.make_optimizer(model, lr=0.1, weight_decay=0.5)
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    check(len(held) == len(wanted) and {*map(id, held)} == {*map(id, wanted)},
+          "the optimizer holds each parameter that requires a gradient once, and no other",
+          came_back=[tuple(p.shape) for p in held])  # fmt: skip
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p) if p.requires_grad else None
+    optimizer.step()
+    for name, value in model.named_parameters():
+        shrunk = 0.95 if name in ("first", "second", "unused") else 1.0
+        assert_close(value, before[name] * shrunk, call="make_optimizer(lr=0.1, weight_decay=0.5)",
+                     what=f"{name}, {value.dim()}-D, after a step with zero gradients")  # fmt: skip
+    for lr, wanted in ((0.1, 1.4), (0.3, 1.2)):  # the gradient's size cancels in a first step
+        model = nn.Linear(1, 1, bias=False).to(device())
+        nn.init.constant_(model.weight, 1.5)
+        optimizer = loop.make_optimizer(model, lr=lr)
+        model.weight.grad = torch.full_like(model.weight, 7.0)
+        optimizer.step()
+        assert_close(model.weight, torch.full_like(model.weight, wanted).detach(),
+                     what=f"a weight of 1.5 after a step, lr={lr}, no weight decay")  # fmt: skip
+    model = Regression()
     unused = model.unused.detach().clone()
     optimizer = loop.make_optimizer(
-        model, lr=run["lr"], weight_decay=run["weight_decay"], betas=tuple(run["betas"]),
-        eps=run["eps"],
+        model, lr=run()["lr"], weight_decay=run()["weight_decay"], betas=tuple(run()["betas"]),
+        eps=run()["eps"],
     )  # fmt: skip
-    for step, (groups, expected) in enumerate(zip(run["steps"], run["expected"], strict=True)):
-        factor = loop.warmup_cosine(step, warmup_steps=run["warmup_steps"], total_steps=6)
+    for step, (groups, expected) in enumerate(zip(run()["steps"], run()["expected"], strict=True)):
         for group in optimizer.param_groups:
-            group["lr"] = run["lr"] * float(factor)
+            group["lr"] = expected["lr"]
         batches = [regression_rows(rows) for rows in groups]
-        limit = run["max_grad_norm"]
+        limit = run()["max_grad_norm"]
         loss = loop.train_step(model, regression_loss, optimizer, batches, max_grad_norm=limit)
-        assert_scalar(loss, expected["loss"], rtol=1e-5, what=f"the loss of step {step + 1}")
+        call = "train_step with make_optimizer, clipped, the golden run"
+        assert_scalar(loss, expected["loss"], rtol=1e-5, call=call, what=f"loss of step {step + 1}")
         for name, wanted in expected["params"].items():
-            value = getattr(model, name).detach()
-            assert_close(value, tensor(wanted), rtol=1e-5, atol=1e-6,
-                         what=f"{name} after step {step + 1}")  # fmt: skip
+            assert_close(getattr(model, name).detach(), tensor(wanted), rtol=1e-5, atol=1e-6,
+                         call=call, what=f"{name} after step {step + 1}")  # fmt: skip
     assert_close(model.unused.detach(), unused, what="a parameter that the loss does not reach")
 
 
@@ -338,32 +341,43 @@ def test_index_batches():
     """Full batches of a permutation that seed and epoch alone decide, the rest dropped."""
 
     def batches(n, size, seed=3, epoch=0):
-        torch.manual_seed(n + size)  # the global generator must not matter
         return list(loop.index_batches(n, size, seed=seed, epoch=epoch, device=device()))
 
-    for n, size, count, each in [(20, 6, 3, 6), (18, 6, 3, 6), (5, 8, 1, 5), (8, 8, 1, 8)]:
+    for n, size, count, each in [
+        (20, 6, 3, 6), (18, 6, 3, 6), (5, 8, 1, 5), (8, 8, 1, 8), (9, 8, 1, 8), (3, 1, 3, 1),
+    ]:  # fmt: skip
         found = batches(n, size)
-        what = f"the batches of {n} examples, {size} at a time"
-        check([tuple(b.shape) for b in found] == [(each,)] * count, f"{count} x ({each},): {what}",
-              came_back=[tuple(b.shape) for b in found])  # fmt: skip
-        for b in found:
-            check(b.dtype == torch.int64 and b.device.type == device().type,
-                  f"int64 on {device()}", came_back=b)  # fmt: skip
+        call = f"index_batches({n}, {size}, seed=3, epoch=0)"
+        shapes = [tuple(b.shape) for b in found]
+        check(shapes == [(each,)] * count, f"{count} of shape ({each},)", came_back=shapes,
+              call=call)  # fmt: skip
+        good = all(b.dtype == torch.int64 and b.device.type == device().type for b in found)
+        check(good, f"int64 tensors on {device()}", came_back=found[0], call=call)
         flat = torch.cat(found).tolist()
         check(len(set(flat)) == len(flat) and set(flat) <= set(range(n)),
-              f"each index at most once, all in 0 .. {n - 1}", came_back=flat)  # fmt: skip
-    first = torch.cat(batches(100, 10)).tolist()
-    check(first != sorted(first), "a shuffled order", came_back=first)
-    torch.rand(7)
-    again = torch.cat(list(loop.index_batches(100, 10, seed=3, epoch=0, device=device()))).tolist()
-    check(again == first, "the same order for the same seed and epoch", came_back=again)
-    for seed, epoch in ((3, 1), (4, 0)):
-        other = torch.cat(batches(100, 10, seed, epoch)).tolist()
-        check(other != first, f"another order for seed {seed}, epoch {epoch} than for 3, 0",
-              came_back=other)  # fmt: skip
-    missed = set(range(20))
-    for epoch in range(40):
-        missed -= set(torch.cat(batches(20, 6, epoch=epoch)).tolist())
+              f"each index at most once, all in 0 .. {n - 1}", call=call,
+              came_back=flat)  # fmt: skip
+
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    orders = {case: batches(100, 10, *case) for case in ((3, 0), (3, 1), (4, 0))}
+    check(torch.equal(torch.get_rng_state(), before), "torch's global random state is not changed",
+          call="index_batches(100, 10, ...)")  # fmt: skip
+    torch.manual_seed(2)
+    again, first = torch.cat(batches(100, 10)).tolist(), torch.cat(orders[3, 0]).tolist()
+    check(again == first, "the same order for the same seed and epoch, whatever torch.manual_seed "
+          f"was: {first[:6]} ...", came_back=again)  # fmt: skip
+    orders["unshuffled"] = torch.arange(100).split(10)
+    told = {(3, 0): "seed 3, epoch 0", (3, 1): "seed 3, epoch 1", (4, 0): "seed 4, epoch 0",
+            "unshuffled": "no shuffling at all"}  # fmt: skip
+    for one, other in [(a, b) for a in orders for b in orders if str(a) < str(b)]:
+        shared = max(len({*a.tolist()} & {*b.tolist()}) for a in orders[one] for b in orders[other])
+        check(shared < 8, f"unrelated batches of 10 for {told[one]} and for {told[other]}",
+              came_back=f"two batches with {shared} indices in common", call="index_batches(100, "
+              "10, ...)")  # fmt: skip
+    missed = set(range(8))
+    for epoch in range(20):
+        missed -= set(torch.cat(batches(8, 6, epoch=epoch)).tolist())
     check(not missed, "the dropped examples differ from epoch to epoch", came_back=missed)
 
 
@@ -385,31 +399,36 @@ def test_evaluate():
 
     def metric(model):
         during.extend(module.training for module in model.modules())
+        during.append(torch.is_grad_enabled())
         return model(x).sum()
 
     def broken(model):
         raise KeyError("metric")
 
-    for outer in (True, False):
+    for outer, inner in ((True, False), (False, True), (True, True), (False, False)):
         model.train(outer)
-        model[2].train(not outer)
+        model[2].train(inner)
         modes = [module.training for module in model.modules()]
         during.clear()
         value = loop.evaluate(model, metric)
         check(isinstance(value, float), "a float", came_back=value)
         assert_scalar(value, float(model[0](x).detach().sum()), rtol=1e-5)
-        check(not any(during), "every module in evaluation mode meanwhile", came_back=during)
+        check(not any(during[:-1]), "every module in evaluation mode meanwhile",
+              came_back=during[:-1])  # fmt: skip
+        check(not during[-1], "gradients are off while the metric is taken")
         after = [module.training for module in model.modules()]
         check(after == modes, f"afterwards every module is as before: training = {modes}",
               came_back=after)  # fmt: skip
-        expect_error(lambda: loop.evaluate(model, broken), KeyError,
-                     call="evaluate(model, a metric_fn that raises KeyError)")  # fmt: skip
-        after = [module.training for module in model.modules()]
-        check(after == modes, f"also after an error: training = {modes}", came_back=after)
-        loop.evaluate(model, lambda model: during.append(torch.is_grad_enabled()) or 0.0)
-        check(during[-1] is False, "gradients are off while the metric is taken",
-              came_back=during[-1])  # fmt: skip
-        check(torch.is_grad_enabled(), "gradients are on again afterwards")
+        for grad in (True, False):
+            call = "evaluate(model, a metric_fn that raises KeyError)"
+            with torch.set_grad_enabled(grad):
+                expect_error(lambda: loop.evaluate(model, broken), KeyError, call=call)
+                now = torch.is_grad_enabled()
+            check(now is grad, f"gradients are {'on' if grad else 'off'} again, as before",
+                  call=call)  # fmt: skip
+            after = [module.training for module in model.modules()]
+            check(after == modes, f"also after an error: training = {modes}", came_back=after,
+                  call=call)  # fmt: skip
 
 
 @rung(
@@ -422,29 +441,45 @@ def test_evaluate():
 )
 def test_early_stopping():
     """The best epoch and a copy of its weights are kept; patience counts epochs in a row."""
+
+    def follow(stopping, script, first=1):
+        """Give it metrics; in epoch e all of the model's numbers are e."""
+        metrics = [metric for metric, _ in script]
+        for epoch, (metric, stop) in enumerate(script, start=first):
+            with torch.no_grad():
+                for value in model.state_dict().values():
+                    value.fill_(float(epoch))
+            result = stopping.update(metric, epoch, model)
+            check(result is stop or result == stop, f"{stop} after metrics "
+                  f"{metrics[: epoch - first + 1]}", came_back=result,
+                  call=f"EarlyStopping({stopping.patience}).update, epoch by epoch")  # fmt: skip
+
     model = Regression()
     stopping = loop.EarlyStopping(2)
     assert_scalar(stopping.best, -math.inf, call="EarlyStopping(2)", what="best before any update")
     script = [(0.3, False), (0.9, False), (0.5, False), (1.2, False), (1.2, False)]
-    script += [(math.nan, True)]  # an equal metric is not better, and NaN never is
-    for epoch, (metric, stop) in enumerate(script, start=1):
-        with torch.no_grad():
-            for p in model.parameters():
-                p.fill_(float(epoch))
-        result = stopping.update(metric, epoch, model)
-        check(result is stop or result == stop, f"{stop} after metrics "
-              f"{[m for m, _ in script[:epoch]]} with patience 2", came_back=result)  # fmt: skip
-    assert_scalar(stopping.best, 1.2, what="best of 0.3, 0.9, 0.5, 1.2, 1.2, NaN")
-    assert_scalar(stopping.best_epoch, 4, what="best_epoch")
-    for name, p in model.named_parameters():
-        kept = stopping.best_state[name]
-        assert_close(kept, torch.full_like(p, 4.0).detach(), what=f"best_state['{name}']")
-    never = loop.EarlyStopping(0)
-    stops = [never.update(metric, 1 + i, model) for i, metric in enumerate((0.5, 0.4, 0.3, 0.2))]
-    check(not any(stops), "patience 0 never stops", came_back=stops)
-    undefined = loop.EarlyStopping(2)
-    stops = [bool(undefined.update(math.nan, 1 + i, model)) for i in range(2)]
-    check(stops == [False, True], "[False, True] for NaN, NaN with patience 2", came_back=stops)
+    follow(stopping, [*script, (math.nan, True)])  # an equal metric is not better, NaN never is
+    call = "EarlyStopping(2), metrics 0.3, 0.9, 0.5, 1.2, 1.2, NaN"
+    assert_scalar(stopping.best, 1.2, call=call, what="best")
+    assert_scalar(stopping.best_epoch, 4, call=call, what="best_epoch")
+    for name, value in model.state_dict().items():
+        kept = stopping.best_state.get(name)
+        assert_close(kept, torch.full_like(value, 4.0), call=call, what=f"best_state['{name}']")
+    follow(loop.EarlyStopping(0), [(metric, False) for metric in (0.5, 0.4, 0.3, 0.2)])
+    follow(loop.EarlyStopping(2), [(math.nan, False), (math.nan, True)])
+    follow(loop.EarlyStopping(1), [(-3.0, False), (-2.0, False), (-2.5, True)])
+    stopping = loop.EarlyStopping(3)
+    follow(stopping, [(0.5, False), (0.4, False)])
+    state = copy.deepcopy(stopping.state_dict())
+    stopping = loop.EarlyStopping(3)
+    stopping.load_state_dict(state)
+    call = "EarlyStopping.load_state_dict(of one that saw 0.5, 0.4)"
+    assert_scalar(stopping.best, 0.5, call=call, what="best")
+    assert_scalar(stopping.best_epoch, 1, call=call, what="best_epoch")
+    for name, value in model.state_dict().items():
+        kept = stopping.best_state.get(name)
+        assert_close(kept, torch.full_like(value, 1.0), call=call, what=f"best_state['{name}']")
+    follow(stopping, [(0.3, False), (0.2, True)], first=3)
 
 
 # --- checkpoints ----------------------------------------------------------------------------------
@@ -486,73 +521,123 @@ class Code:
         return os.mkdir, (self.folder,)
 
 
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
 @rung(
     hints=[
-        "torch.save and torch.load do the work; read about weights_only.",
+        "torch.save and torch.load do the work; read about map_location and weights_only.",
         "A pickle may run anything when it is loaded: torch.load(..., weights_only=True).",
+        "Whatever you write first under another name: remove it in `finally`.",
     ]
 )
-def test_checkpoint_round_trip(tmp_path):
-    """A checkpoint comes back as it was saved, and code in a file is not executed."""
-    for number, path in enumerate((tmp_path / "a.pt", str(tmp_path / "b.pt")), start=1):
+def test_checkpoint(tmp_path):
+    """A checkpoint comes back as it was saved; code in a file is not executed."""
+    folder = tmp_path / "new" / "folders"
+    for number, path in enumerate((folder / "a.pt", str(folder / "b.pt"), folder / "a.pt"), 1):
         loop.save_checkpoint(path, nested(number))
         state = loop.load_checkpoint(path, device=device())
         assert_same_state(state, nested(number))
         weight = state["model"]["weight"]
         check(weight.device.type == device().type, f"tensors on {device()}", came_back=weight)
-        state = loop.load_checkpoint(path, device="meta")
-        place = state["model"]["weight"].device.type
-        check(place == "meta", "tensors on the device that is asked for", came_back=place)
-    model = Regression()
-    stopping = loop.EarlyStopping(3)
-    for epoch, metric in enumerate((0.5, 0.4), start=1):
-        stopping.update(metric, epoch, model)
-    loop.save_checkpoint(path, {"stopping": stopping.state_dict()})
-    resumed = loop.EarlyStopping(3)
-    resumed.load_state_dict(loop.load_checkpoint(path)["stopping"])
-    assert_scalar(resumed.best, 0.5, call="EarlyStopping after load_state_dict", what="best")
-    assert_same_state(resumed.best_state, copy_of(model), ".best_state")
-    stops = [bool(resumed.update(metric, epoch, model)) for epoch, metric in ((3, 0.3), (4, 0.2))]
-    check(stops == [False, True], "[False, True]: the third epoch in a row without a better metric "
-          "is the one to stop at, also across a checkpoint", came_back=stops)  # fmt: skip
+    state = loop.load_checkpoint(path, device="meta")
+    place = state["model"]["weight"].device.type
+    check(place == "meta", "tensors on the device that is asked for", came_back=place)
+    check(names_in(folder) == ["a.pt", "b.pt"], "no other file than a.pt and b.pt is left behind",
+          came_back=names_in(folder), call="save_checkpoint, three times")  # fmt: skip
+    call = "save_checkpoint(path, {..., 'code': a lambda})"
+    state = {**nested(4), "code": lambda: None}
+    expect_error(lambda: loop.save_checkpoint(path, state), Exception, call=call)
+    assert_same_state(loop.load_checkpoint(path), nested(3))
+    check(names_in(folder) == ["a.pt", "b.pt"], "what cannot be written leaves nothing behind",
+          came_back=names_in(folder), call=call)  # fmt: skip
     marker = tmp_path / "executed"
     torch.save({"epoch": 1, "code": Code(marker)}, path)
-    expect_error(lambda: loop.load_checkpoint(path), Exception,
-                 call="load_checkpoint(a file that holds code)")  # fmt: skip
-    check(not marker.exists(), "the code in the file was not executed",
-          call="load_checkpoint(a file that holds code)")  # fmt: skip
+    call = "load_checkpoint(a file that holds code)"
+    expect_error(lambda: loop.load_checkpoint(path), Exception, call=call)
+    check(not marker.exists(), "the code in the file was not executed", call=call)
 
 
-def killed_while(action, folder, *, at_event=None, at_byte=None):
-    """Run `action` in a child process that is killed; True if it was, False if it got through.
-
-    Args:
-        at_event: kill before the child's n-th open, rename, removal... of something in `folder`.
-        at_byte: kill when a file is about to grow beyond so many bytes.
-    """
+def in_child(action):
+    """What `action()` returns (0 to 99) in a forked process, -1 if it was killed."""
     child = os.fork()
     if child == 0:  # must never come back to pytest
+        code = 99
         try:
-            if at_byte is not None:
-                import resource
-
-                signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-                resource.setrlimit(resource.RLIMIT_FSIZE, (at_byte, at_byte))
-                resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            left = [at_event]
-
-            def audit(event, args):
-                if left[0] is not None and any(str(folder) in str(arg) for arg in args):
-                    left[0] -= 1
-                    if left[0] == 0:
-                        os.kill(os.getpid(), signal.SIGKILL)
-
-            sys.addaudithook(audit)
-            action()
-            os._exit(0)
+            code = action()
         finally:
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
+            os._exit(code)
+    return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), -1)
+
+
+def killed_at(size, action):
+    """Run `action` in a child that is killed when a file is about to grow beyond `size` bytes."""
+
+    def limited():
+        import resource
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
+        action()
+        return 0
+
+    return in_child(limited) == -1
+
+
+def looked_at_while(action, path):
+    """Whether a whole file is at `path` before each of the system calls that `action` makes.
+
+    A kill at such a moment leaves what is on disk then.
+    """
+
+    def look():
+        return path.read_bytes() if path.exists() else None
+
+    def watched():
+        old, seen, looking = look(), [], []
+
+        def audit(event, args):
+            if event.startswith(("open", "os.", "shutil.")) and not looking:
+                looking.append(True)
+                seen.append(look())
+                looking.clear()
+
+        sys.addaudithook(audit)
+        action()
+        looking.append(True)
+        return 0 if all(each in (old, look()) for each in seen) else 1
+
+    return in_child(watched) == 0
+
+
+def flushed_while(action, path, monkeypatch):
+    """Whether the file that is at `path` after `action` was flushed to disk before it got there."""
+    flushed = []
+
+    def note(file):
+        status = os.fstat(file) if isinstance(file, int) else os.fstat(file.fileno())
+        published = path.exists() and os.path.samestat(os.stat(path), status)
+        flushed.append((status.st_dev, status.st_ino, status.st_size, published))
+
+    def note_all():
+        for each in path.parent.iterdir():
+            with open(each, "rb") as file:
+                note(file)
+
+    module = sys.modules[loop.save_checkpoint.__module__]
+    for name, stand_in in (("fsync", note), ("fdatasync", note), ("sync", note_all)):
+        real = getattr(os, name, None)
+        for owner in (os, module):
+            for known, value in list(vars(owner).items()):
+                if real is not None and value is real:  # imported by name, perhaps
+                    monkeypatch.setattr(owner, known, stand_in)
+    action()
+    monkeypatch.undo()
+    status = os.stat(path)
+    return (status.st_dev, status.st_ino, status.st_size, False) in flushed
 
 
 @rung(
@@ -563,34 +648,48 @@ def killed_while(action, folder, *, at_event=None, at_byte=None):
         "Write to a temporary name in the same folder, flush, os.fsync, then os.replace.",
     ]
 )
-def test_killed_while_saving(tmp_path):
+def test_killed_while_saving(tmp_path, monkeypatch):
     """Whenever the process is killed while saving, the old checkpoint or the new one is there."""
     path = tmp_path / "run.pt"
     old, new = nested(1), {**nested(2), "large": torch.arange(30_000.0)}
+
+    def save():
+        loop.save_checkpoint(path, new)
+
     loop.save_checkpoint(path, old)
     with open(path, "rb") as held:
         before = held.read()
-        loop.save_checkpoint(path, new)
+        save()
         held.seek(0)
         check(held.read() == before, "the old file's bytes are never written over: whoever reads "
               "it meanwhile, or finds it after a crash, has it whole")  # fmt: skip
     assert_same_state(loop.load_checkpoint(path), new)
+    check(flushed_while(save, path, monkeypatch), "os.fsync of the whole new file before it gets "
+          "its name: else a power cut may leave an empty one", call="save_checkpoint")  # fmt: skip
     if not hasattr(os, "fork"):
         return  # a kill in mid-save needs fork; what was checked so far holds everywhere
-    moments = [{"at_byte": 1000}, {"at_byte": 60_000}]
-    moments += [{"at_event": n} for n in range(1, 13)]
-    for moment in moments:
-        loop.save_checkpoint(path, old)
-        killed = killed_while(lambda: loop.save_checkpoint(path, new), tmp_path, **moment)
-        what = ", ".join(f"{name[3:]} {n}" for name, n in moment.items())
-        try:
-            epoch = loop.load_checkpoint(path)["model"]["weight"][0, 1].item()
-        except Exception as error:  # whatever a broken file gives
-            epoch = f"{type(error).__name__}: {error!s:.50}"
-        check(epoch in (1.0, 2.0), f"the old or the new checkpoint, when killed at {what}",
-              came_back=epoch, call="load_checkpoint after a kill in save_checkpoint")  # fmt: skip
-        if "at_event" in moment and not killed:
-            break
+    loop.save_checkpoint(path, old)
+    check(looked_at_while(save, path), "at every moment a whole checkpoint at `path`, the old one "
+          "or the new one", came_back="no file, or a part of one, at a moment between",
+          call="save_checkpoint, over an older checkpoint")  # fmt: skip
+    for fresh in (True, False):
+        if fresh:
+            path.unlink()
+        else:
+            loop.save_checkpoint(path, old)
+        check(killed_at(60_000, save), "a save of 120 kB writes that much", call="save_checkpoint")
+        found = "no file"
+        if path.exists():
+            try:
+                found = loop.load_checkpoint(path)["model"]["weight"][0, 1].item()
+            except Exception as error:  # whatever a broken file gives
+                found = f"{type(error).__name__}: {error!s:.50}"
+        check(found == ("no file" if fresh else 1.0),
+              "no file" if fresh else "the old checkpoint, whole: a weight of 1.0",
+              came_back=found, call="load_checkpoint, after a kill in the middle of "
+              f"{'the first save' if fresh else 'save_checkpoint over an old one'}")  # fmt: skip
+        save()  # whatever the killed one left behind is not in the way
+        assert_same_state(loop.load_checkpoint(path), new)
 
 
 # --- the loop -------------------------------------------------------------------------------------
@@ -616,18 +715,28 @@ def test_fit():
     """The whole run follows the schedule, groups the batches, and weighs losses by rows."""
     x = torch.randn(11, 3, generator=generator(1), dtype=torch.float64).to(device())
     y = torch.randn(11, 4, generator=generator(2), dtype=torch.float64).to(device())
-    model, twin, asked, calls = Regression(), Regression(), [], []
+    model, twin, asked, calls, ahead, inside = Regression(), Regression(), [], [], [], []
 
     def make_batch(index):
         asked.append(index)
         return {"x": x[index], "y": y[index]}
 
+    def loss_fn(model, batch):
+        inside.append((model.training, torch.is_autocast_enabled(device().type)))
+        ahead.append(len(asked) - len(ahead))
+        return regression_loss(model, batch)
+
     def on_epoch(epoch, loss, metric):
         calls.append((epoch, float(loss), metric))
 
-    result = loop.fit(model, regression_loss, 11, make_batch, config(), on_epoch=on_epoch)
+    model.eval()
+    result = loop.fit(model, loss_fn, 11, make_batch, config(), on_epoch=on_epoch)
     check([len(index) for index in asked] == [2] * 20, "make_batch is called with 2 indices, 5 "
           "times in each of 4 epochs", came_back=[len(i) for i in asked])  # fmt: skip
+    check(max(ahead) <= 3, "the batches of one step in memory, 3 at most, made when it needs them",
+          came_back=f"{max(ahead)} batches at once")  # fmt: skip
+    check(inside == [(True, False)] * 20, "the model is in training mode, autocast off",
+          came_back=inside)  # fmt: skip
     params = [p for p in twin.parameters() if p.requires_grad]
     oracle = torch.optim.AdamW(
         [{"params": [p for p in params if p.dim() > 1], "weight_decay": 0.2},
@@ -653,18 +762,23 @@ def test_fit():
     for name, value in model.named_parameters():
         wanted = dict(twin.named_parameters())[name].detach()
         assert_close(value.detach(), wanted, rtol=1e-6, what=f"{name} after 8 steps")
-    what = "losses of 4 epochs, steps 8, examples 40, best_epoch 4, no metrics, seconds > 0"
+    what = "losses of 4 epochs, steps 8, examples 40, best_epoch 4, no metrics"
     good = (len(result.losses), result.steps, result.examples) == (4, 8, 40)
-    good = good and result.best_epoch == 4 and result.metrics == [] and result.seconds > 0
+    good = good and result.best_epoch == 4 and result.metrics == []
     check(good, what, came_back=str(result))
     wanted = [(epoch, result.losses[epoch - 1], None) for epoch in (1, 2, 3, 4)]
     check(calls == wanted, "on_epoch(epoch from 1, loss, None) after each epoch", came_back=calls)
     orders = [torch.cat(asked[i : i + 5]).tolist() for i in (0, 5, 10, 15)]
     check(len({*map(tuple, orders)}) == 4, "another order in each epoch", came_back=orders)
-    asked.clear()
-    loop.fit(Regression(), regression_loss, 11, make_batch, config(epochs=1, seed=6))
-    other = torch.cat(asked).tolist()
-    check(other != orders[0], "another order for config.seed = 6 than for 5", came_back=other)
+    for seed in (5, 6):
+        asked.clear(), ahead.clear(), inside.clear()
+        changed = config(epochs=1, seed=seed, autocast="bfloat16")
+        loop.fit(Regression(), loss_fn, 11, make_batch, changed)
+        other = torch.cat(asked).tolist()
+        check((other == orders[0]) == (seed == 5), "the same order for config.seed = 5 again, "
+              "another one for 6", came_back=other, call=f"fit, seed {seed}")  # fmt: skip
+        check(inside == [(True, True)] * 5, "config.autocast = 'bfloat16' reaches the loss",
+              came_back=inside, call="fit, autocast='bfloat16'")  # fmt: skip
 
 
 class Net(nn.Module):
@@ -690,10 +804,10 @@ class Killed(Exception):
     """The end of a run before its time."""
 
 
-def train(path, *, seed=1, crash=None, script=(), on_epoch=None, **changes):
+def train(path, *, seed=1, crash=None, bad=None, script=(), on_epoch=None, pause=0.0, **changes):
     """A run of `fit` on 9 rows in 4 batches an epoch; the loss raises at its `crash`-th call.
 
-    `script` are the validation metrics of epochs 1, 2, ...
+    `script` are the validation metrics of epochs 1, 2, ... The loss is `bad` from the 7th call on.
     """
     x = torch.randn(9, 3, generator=generator(11)).to(device())
     y = torch.randn(9, 2, generator=generator(12)).to(device())
@@ -704,11 +818,16 @@ def train(path, *, seed=1, crash=None, script=(), on_epoch=None, **changes):
         count[0] += 1
         if count[0] == crash:
             raise Killed
-        if not model.training:
-            raise AssertionError("the loss is taken in training mode, in every epoch")
-        return ((model(batch["x"]) - batch["y"]) ** 2).mean()
+        check(model.training, "the loss is taken in training mode, in every epoch",
+              came_back=f"evaluation mode in call {count[0]}", call="fit")  # fmt: skip
+        if count[0] == 1:
+            time.sleep(pause)
+        loss = ((model(batch["x"]) - batch["y"]) ** 2).mean()
+        return loss * bad if bad is not None and count[0] >= 7 else loss
 
     def metric_fn(model):
+        time.sleep(pause)
+        model.dropout.train()(model.bias)  # a metric may draw random numbers, too
         return script[int(model.calls) // 4 - 1]
 
     options = {"epochs": 5, "accumulate": 2, "lr": 0.05, "max_grad_norm": 0.5, **changes}
@@ -723,24 +842,32 @@ def train(path, *, seed=1, crash=None, script=(), on_epoch=None, **changes):
     hints=[
         "Validation is over: which mode is the model in when the next epoch starts? And which "
         "weights does it hold at the very end?",
-        "EarlyStopping.update says when to stop; after the loop load its best_state.",
+        "EarlyStopping.update says when to stop; after the loop load its best_state. A clock runs "
+        "around the training part of an epoch only.",
+        "Read the losses once an epoch; before anything is saved, raise FloatingPointError for "
+        "the first that is not finite, naming epoch and step.",
     ]
 )
-def test_fit_keeps_the_best_epoch():
-    """With a metric, training stops after `patience` bad epochs and ends with the best weights."""
+def test_how_fit_ends(tmp_path):
+    """Early when patience is over, with the best weights; and at once if a loss is not finite."""
     epochs = []
 
     def on_epoch(epoch, loss, metric):
         epochs.append((epoch, metric))
 
     script = (0.2, 0.7, 0.1, 0.6, 0.9)
-    model, result = train(None, script=script, patience=2, on_epoch=on_epoch)
+    begin = time.perf_counter()
+    model, result = train(None, script=script, patience=2, on_epoch=on_epoch, pause=0.01)
+    elapsed = time.perf_counter() - begin
     call = f"fit, metrics of the epochs {script}, patience=2"
     check(epochs == [(1, 0.2), (2, 0.7), (3, 0.1), (4, 0.6)], "stopped after epoch 4", call=call,
           came_back=epochs)  # fmt: skip
     check((result.best_epoch, result.metrics, len(result.losses)) == (2, [0.2, 0.7, 0.1, 0.6], 4),
           "best_epoch 2, metrics and losses of 4 epochs", call=call,
           came_back=str(result))  # fmt: skip
+    check(0.01 <= result.seconds <= elapsed - 0.04, "seconds is the wall time of training: the "
+          "0.01 s that a loss slept are in it, the 0.04 s of validation are not", call=call,
+          came_back=f"{result.seconds} of {elapsed:.3f} s")  # fmt: skip
     assert_scalar(model.calls, 8, call=call, what="training calls in the weights at the end: the "
                   "best epoch, 2, has 4 an epoch")  # fmt: skip
     kept = copy_of(model)
@@ -748,6 +875,31 @@ def test_fit_keeps_the_best_epoch():
     for name, value in copy_of(model).items():
         check(torch.equal(value, kept[name]), f"{name} as it was after epoch 2, to the bit",
               came_back=value, call="fit, best epoch 2 of 5")  # fmt: skip
+    expect_error(
+        lambda: loop.fit(model, regression_loss, 0, regression_rows, config()), ValueError,
+        call="fit(num_examples=0)",
+    )  # fmt: skip
+    path = tmp_path / "run.pt"
+    for bad in (math.nan, math.inf):
+        path.unlink(missing_ok=True)
+        call, said, epochs[:] = f"fit, 4 steps an epoch, {bad} from step 3 of epoch 2 on", "", []
+
+        def broken(bad=bad):
+            nonlocal said
+            try:
+                train(path, bad=bad, accumulate=1, on_epoch=on_epoch)
+            except FloatingPointError as error:
+                said = str(error)
+                raise
+
+        expect_error(broken, FloatingPointError, call=call)
+        check({"2", "3"} <= {*re.findall(r"\d+", said)}, "a message that says epoch 2 and step 3",
+              came_back=said, call=call)  # fmt: skip
+        check(epochs == [(1, None)], "on_epoch for epoch 1 only", came_back=epochs, call=call)
+        _, result = train(path, accumulate=1)  # from the checkpoint of epoch 1
+        good = len(result.losses) == 5 and all(map(math.isfinite, result.losses))
+        check(good, "the checkpoint of epoch 1 is kept, and a run can go on from it",
+              came_back=result.losses, call=call)  # fmt: skip
 
 
 def assert_same_run(found, expected, call):
@@ -774,10 +926,14 @@ def assert_same_run(found, expected, call):
 )
 def test_resume(tmp_path):
     """A run that is killed anywhere and resumed equals the uninterrupted one to the bit."""
-    for script, patience in (((), 0), ((0.2, 0.7, 0.1, 0.6, 0.9), 3), ((0.8, 0.7, 0.6, 0.1), 3)):
+    for script, patience, crashes in (
+        ((), 0, (1, 6, 17)),
+        ((0.2, 0.7, 0.1, 0.6, 0.9), 3, (9, 14)),
+        ((0.8, 0.7, 0.6, 0.1), 3, (15,)),
+    ):
         options = {"script": script, "patience": patience}
         expected = train(None, **options)
-        for crash in (1, 6, 11, 16):
+        for crash in crashes:
             path = tmp_path / f"{len(script)}-{crash}.pt"
             try:
                 train(path, crash=crash, **options)
@@ -791,50 +947,8 @@ def test_resume(tmp_path):
             assert_same_run(found, expected, call)
         found = train(path, seed=78, crash=1, **options)
         assert_same_run(found, expected, "fit, called again when the run was finished")
-    expect_error(lambda: train(path, **{**options, "lr": 0.04}), ValueError,
-                 call="fit with lr=0.04, resuming a checkpoint of lr=0.05")  # fmt: skip
-
-
-@rung(
-    hints=[
-        "An epoch that ends in NaN must not replace the last good checkpoint.",
-        "Read the losses once an epoch, then raise FloatingPointError naming epoch and step.",
-    ]
-)
-def test_fit_refuses(tmp_path):
-    """No examples, and a loss that is not finite, are errors that say what happened."""
-    path = tmp_path / "run.pt"
-
-    def fit(bad, checkpoint=None, num_examples=12):
-        model, calls = Regression(), [0]
-        x = torch.ones(12, 3, dtype=torch.float64, device=device())
-        y = torch.ones(12, 4, dtype=torch.float64, device=device())
-
-        def loss_fn(model, batch):
-            calls[0] += 1
-            return regression_loss(model, batch) * (bad if calls[0] == 9 else 1.0)
-
-        return loop.fit(model, loss_fn, num_examples, lambda index: {"x": x[index], "y": y[index]},
-                        config(accumulate=1), checkpoint=checkpoint)  # fmt: skip
-
-    expect_error(lambda: fit(1.0, num_examples=0), ValueError, call="fit(num_examples=0)")
-    for bad in (math.nan, math.inf):
-        path.unlink(missing_ok=True)
-        call = f"fit, 6 steps an epoch, the loss of the 9th is {bad}"
-        said = ""
-
-        def run(bad=bad):
-            nonlocal said
-            try:
-                fit(bad, path)
-            except FloatingPointError as error:
-                said = str(error)
-                raise
-
-        expect_error(run, FloatingPointError, call=call)
-        check({"2", "3"} <= {*re.findall(r"\d+", said)}, "a message that says epoch 2 and step 3",
-              came_back=said, call=call)  # fmt: skip
-        result = fit(1.0, path)  # from the checkpoint of epoch 1, without the bad step
-        check(len(result.losses) == 4 and all(map(math.isfinite, result.losses)),
-              "the checkpoint of epoch 1 is kept, and the run can go on from it",
-              came_back=result.losses, call=call)  # fmt: skip
+    for changes in ({"lr": 0.04}, {"epochs": 6}):
+        expect_error(
+            lambda changes=changes: train(path, **{**options, **changes}), ValueError,
+            call=f"fit, resuming a checkpoint of lr=0.05, epochs=5 with {changes}",
+        )  # fmt: skip

@@ -39,7 +39,7 @@ def loss_and_gradients(params, x, y):
 
 
 def trajectory(params, x, y):
-    """Loss and gradient norm before, and parameters after, each step."""
+    """Rate of, loss before, and parameters after each step."""
     first = {name: np.zeros_like(value) for name, value in params.items()}
     second = {name: np.zeros_like(value) for name, value in params.items()}
     result = []
@@ -58,7 +58,7 @@ def trajectory(params, x, y):
             decay = DECAY if params[name].ndim >= 2 else 0.0
             after[name] = params[name] * (1 - lr * decay) - lr * mean / (spread + EPS)
         params = after
-        result.append({"loss": loss, "norm": norm, "params": params})
+        result.append({"lr": lr, "loss": loss, "params": params})
     return result
 
 
@@ -81,7 +81,7 @@ def golden():
         ],
         "run": {
             "x": x, "y": y, "cost": COST, "params": params, "steps": STEPS,
-            "warmup_steps": WARMUP, "lr": LR, "weight_decay": DECAY, "betas": BETAS, "eps": EPS,
+            "lr": LR, "weight_decay": DECAY, "betas": BETAS, "eps": EPS,
             "max_grad_norm": LIMIT, "expected": trajectory(params, x, y),
         },
     }  # fmt: skip

@@ -68,10 +68,11 @@ def make_optimizer(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
 ) -> torch.optim.Optimizer:
-    """AdamW over all parameters of the model that require a gradient, fused where it can be.
+    """AdamW over all parameters of the model that require a gradient.
 
     Weight decay acts on parameters with two or more dimensions (tables, matrices) only: biases,
-    gains and temperatures have fewer and are left alone.
+    gains and temperatures have fewer and are left alone. It is ``fused=True``: a step is one
+    kernel for many parameters instead of a dozen small ones for each.
 
     Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2.
     """
@@ -86,7 +87,7 @@ def warmup_cosine(step: int, *, warmup_steps: int, total_steps: int) -> float:
 
         (1 + cos(pi * (step - warmup_steps) / (total_steps - warmup_steps))) / 2
 
-    From ``total_steps`` on it is 0.
+    From ``total_steps`` on it is 0. ``warmup_steps`` is 0 to ``total_steps``.
 
     Source: Loshchilov and Hutter 2017, "SGDR", equation 5 with one cycle; warm-up: Goyal et al.
     2017, section 2.2.
@@ -105,14 +106,20 @@ def train_step(
 ) -> Tensor:
     """One optimizer step on one or more micro-batches, as if they were one batch.
 
-    Gradients left over from before have no influence. The gradient is that of
-    ``sum_m rows_m * loss_m / sum_m rows_m``, so that every ROW counts the same, also where the
-    micro-batches differ in size. (For a loss whose rows see each other, as in-batch softmax, this
-    is not the loss of the large batch: each row only competes with its own micro-batch.) The norm
-    of the whole gradient, over all parameters of the optimizer together, is clipped to
-    ``max_grad_norm`` (if above 0) once all micro-batches are in and before the optimizer reads it.
-    With ``autocast="bfloat16"`` the forward pass and the loss run under ``torch.autocast``;
-    parameters and their gradients keep their dtype. Nothing in the step waits for the device.
+    The gradient is that of ``sum_m rows_m * loss_m / sum_m rows_m``, so that every ROW counts the
+    same, also where the micro-batches differ in size. (For a loss whose rows see each other, as
+    in-batch softmax, this is not the loss of the large batch: each row only competes with its own
+    micro-batch.) Each micro-batch goes through ``loss_fn`` by itself, and backward before the next
+    one goes forward: the activations of two may not fit together.
+
+    - Gradients left over from before have no influence.
+    - If ``max_grad_norm`` is above 0, the norm of the whole gradient is clipped to it: ONE norm
+      over all parameters that the optimizer holds, and over no others (a frozen part of the model
+      may carry an old gradient), once all micro-batches are in and before the optimizer reads it.
+    - With ``autocast="bfloat16"`` the forward pass and the loss run under ``torch.autocast``;
+      parameters and their gradients keep their dtype.
+    - The model stays in the mode, training or evaluation, that it is in.
+    - Nothing in the step waits for the device: no number is read from it, nothing decided on one.
 
     Args:
         loss_fn: ``loss_fn(model, batch)`` gives the mean over the rows of the batch, 0-dim.
@@ -134,7 +141,8 @@ def index_batches(
 
     A permutation of ``0 .. num_examples - 1`` that depends on ``seed`` and ``epoch`` alone, so that
     a resumed run sees the same batches, cut into pieces of ``batch_size``. The last, shorter piece
-    is dropped (fixed shapes; the next epoch drops others), unless it is the only one.
+    is dropped (fixed shapes; the next epoch drops others), unless it is the only one. Torch's
+    global random state is neither read nor changed.
 
     Returns:
         An iterator over (batch_size,) int64 tensors on ``device``.
@@ -145,8 +153,8 @@ def index_batches(
 def evaluate(model: nn.Module, metric_fn: Callable[[nn.Module], float]) -> float:
     """``metric_fn(model)`` in evaluation mode and without gradients.
 
-    Every module is in evaluation mode meanwhile (dropout off), and afterwards each is back in the
-    mode it was in, also when ``metric_fn`` raises.
+    Every module is in evaluation mode meanwhile (dropout off). Afterwards each is back in the mode
+    it was in, and gradients are on or off as they were, also when ``metric_fn`` raises.
     """
     raise NotImplementedError("kata 05: write evaluate in src/recsys/training/loop.py")
 
@@ -159,7 +167,8 @@ class EarlyStopping:
 
     Attributes:
         best: best metric so far, ``-inf`` before the first. best_epoch: its epoch.
-        best_state: a copy of the model's state, independent of later training.
+        best_state: a copy of the model's ``state_dict()`` then, independent of later training;
+        ``None`` before the first.
     """
 
     def __init__(self, patience: int) -> None:
@@ -168,13 +177,16 @@ class EarlyStopping:
         )
 
     def update(self, metric: float, epoch: int, model: nn.Module) -> bool:
-        """Take the metric of an epoch; True when it is time to stop. NaN is never better."""
+        """Take the metric of an epoch; True when it is time to stop.
+
+        An equal metric is not better, and NaN never is.
+        """
         raise NotImplementedError(
             "kata 05: write EarlyStopping.update in src/recsys/training/loop.py"
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything, for a checkpoint."""
+        """Everything that the following updates depend on, as tensors and plain values."""
         raise NotImplementedError(
             "kata 05: write EarlyStopping.state_dict in src/recsys/training/loop.py"
         )
@@ -189,8 +201,10 @@ class EarlyStopping:
 def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
     """Write a nested mapping of tensors and plain values so that ``path`` is never half-written.
 
-    The file appears under its name only when it is complete and on disk: whoever kills the process
-    at any moment finds either the new checkpoint or the one before it. Missing folders are made.
+    The file appears under its name only when it is complete and on disk (fsync: after a power cut
+    a renamed file may be empty otherwise). Whoever kills the process at any moment finds either the
+    new checkpoint or the one before it. Missing folders are made. No other file is left behind, not
+    even when writing fails: that raises, and the checkpoint before stays.
     """
     raise NotImplementedError("kata 05: write save_checkpoint in src/recsys/training/loop.py")
 
@@ -216,17 +230,21 @@ def fit(
 ) -> FitResult:
     """Train a model; the data stay on its device and are addressed by index.
 
-    Each epoch takes :func:`index_batches`, turns every index tensor into a batch by
-    ``make_batch(index)`` and groups ``accumulate`` of them into one :func:`train_step`, with the
-    rate ``config.lr * warmup_cosine(step)`` (warm-up of ``round(config.warmup * total_steps)``
-    steps). Losses are read from the device once an epoch. With ``metric_fn`` each epoch ends in
-    :func:`evaluate`, and at the end the model holds the weights of the best epoch.
+    The model trains in training mode with :func:`make_optimizer`. Each epoch takes
+    :func:`index_batches` (epoch 0 first), turns every index tensor into a batch by
+    ``make_batch(index)`` and groups ``accumulate`` of them, fewer at the end of the epoch, into one
+    :func:`train_step`, with the rate ``config.lr * warmup_cosine(step)``: ``step`` counts the steps
+    of all epochs from 0, ``total_steps`` are those of ``config.epochs`` epochs, and the warm-up
+    takes ``round(config.warmup * total_steps)``. A batch is made when its step needs it, so that
+    memory holds those of one step. Losses are read from the device once an epoch. With
+    ``metric_fn`` each epoch ends in :func:`evaluate`, :class:`EarlyStopping` decides when to stop,
+    and at the end the model holds the weights of the best epoch.
 
     With ``checkpoint``, everything that the rest of the run depends on is saved there after each
-    epoch: weights, optimizer, place in the schedule, torch's random state (dropout), early
-    stopping, what the result holds so far. If the file exists, training goes on from it, and model
-    and result (its seconds apart) equal those of an uninterrupted run to the bit. Remove the file
-    to start anew.
+    epoch, validation included: weights, optimizer, place in the schedule, torch's random state
+    (dropout), early stopping, what the result holds so far. If the file exists, training goes on
+    from it, and model and result (its seconds apart) equal those of an uninterrupted run to the
+    bit. Remove the file to start anew.
 
     Args:
         num_examples: rows in the training set. make_batch: (B,) indices to a batch of B rows.
