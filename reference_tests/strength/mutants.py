@@ -13,8 +13,9 @@ import hashlib
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 
 import libcst as cst
 from libcst.metadata import MetadataWrapper, ParentNodeProvider, PositionProvider
@@ -36,6 +37,8 @@ AXIS_PLACE = dict.fromkeys(
     0,
 ) | dict.fromkeys("chunk norm repeat_interleave split take_along_axis topk".split(), 1)
 
+SHAPES = {"expand", "reshape", "view"}
+
 # Keywords that are left alone with their values.
 UNSEEN = {
     "device",  # a CPU has one: nothing to tell apart
@@ -49,8 +52,8 @@ LOGGING = {"log", "logger", "logging", "print"}
 # number would be left where something else is needed, so nearly all could only crash; factories
 # (`torch.zeros(n)`) would leave a size for a tensor.
 NOT_UNWRAPPED = set(
-    "arange dim empty enumerate eye full getattr hasattr isinstance items len linspace next numel "
-    "ones rand randn randperm range size tensor to_thread type vars zeros zip".split()
+    "arange dim empty enumerate eye full getattr hasattr isinstance items iter len linspace next "
+    "numel ones rand randn randperm range size tensor to_thread type vars zeros zip".split()
 ) | {
     "bool",  # a condition takes the truth value anyway
     "cpu", "cuda",  # no effect on a CPU
@@ -113,25 +116,21 @@ def select(mutants: list[Mutant], most: int) -> list[Mutant]:
     Functions take turns, and within a function operators do; whose turn comes first is decided by
     the hash of an id, so that an edit of one function hardly changes what is taken of the others.
     """
-
-    def chance(mutant: Mutant) -> bytes:
-        return hashlib.sha256(mutant.id.encode()).digest()
-
-    turns: Counter[tuple[str, ...]] = Counter()
-
-    def turn(*group: str) -> int:
-        turns[group] += 1
-        return turns[group]
-
-    ranked = sorted(mutants, key=chance)
-    ranked = sorted(((turn(m.file, m.name, m.operator), chance(m), m) for m in ranked), key=first)
-    ranked = sorted(((turn(m.file, m.name), chance(m), m) for _, _, m in ranked), key=first)
-    taken = {mutant.id for _, _, mutant in ranked[: max(most, 0)]}
-    return [mutant for mutant in mutants if mutant.id in taken]
+    ranked = sorted(mutants, key=lambda mutant: hashlib.sha256(mutant.id.encode()).digest())
+    ranked = in_turn(ranked, lambda mutant: (mutant.file, mutant.name, mutant.operator))
+    ranked = in_turn(ranked, lambda mutant: (mutant.file, mutant.name))
+    taken = {(mutant.file, mutant.id) for mutant in ranked[: max(most, 0)]}
+    return [mutant for mutant in mutants if (mutant.file, mutant.id) in taken]
 
 
-def first(ranked: tuple[int, bytes, Mutant]) -> tuple[int, bytes]:
-    return ranked[:2]
+def in_turn(mutants: list[Mutant], group: Callable[[Mutant], Hashable]) -> list[Mutant]:
+    """The first of each group, then the second of each, and so on."""
+    seen: Counter[Hashable] = Counter()
+    turns = []
+    for mutant in mutants:
+        seen[group(mutant)] += 1
+        turns.append(seen[group(mutant)])
+    return [mutant for _, mutant in sorted(zip(turns, mutants, strict=True), key=itemgetter(0))]
 
 
 # --- finding --------------------------------------------------------------------------------------
@@ -193,15 +192,23 @@ class Finder(cst.CSTVisitor):
         start, end = self.span(node)
         return self.source[start:end]
 
+    def whole(self, node: cst.BaseExpression) -> tuple[int, int]:
+        """Where an expression is, with parentheses around it."""
+        start, end = self.span(node)
+        if node.lpar:
+            start, end = self.span(node.lpar[0])[0], self.span(node.rpar[-1])[1]
+        return start, end
+
     def replace(
         self, operator: str, node: cst.CSTNode, text: str, context: cst.CSTNode | None = None
     ) -> None:
         """An edit of a node, shown in the id with its `context` around it."""
-        start, end = self.span(node)
-        left, right = self.span(context or node)
-        old = self.source[left:right]
-        new = self.source[left:start] + text + self.source[end:right]
-        self.edit(operator, (start, end), text, old, new)
+        self.put(operator, self.span(node), text, context or node)
+
+    def put(self, operator: str, span: tuple[int, int], text: str, context: cst.CSTNode) -> None:
+        left, right = self.span(context)
+        new = self.source[left : span[0]] + text + self.source[span[1] : right]
+        self.edit(operator, span, text, self.source[left:right], new)
 
     def edit(self, operator: str, span: tuple[int, int], text: str, old: str, new: str) -> None:
         if self.chunk is not None:
@@ -322,8 +329,8 @@ class Finder(cst.CSTVisitor):
         elif isinstance(node.left, literal) or isinstance(node.right, literal):
             pass  # joined or repeated: anything else is a TypeError
         elif token == "**":  # binds tighter than what it becomes
-            (start, middle), (end, stop) = self.span(node), self.span(node.operator)
-            text = f"({self.source[start:end]}*{self.source[stop:middle]})"
+            (start, end), (left, right) = self.span(node), self.span(node.operator)
+            text = f"({self.source[start:left]}*{self.source[right:end]})"
             self.replace("arithmetic", node, text)
         elif token in ARITHMETIC:
             self.replace("arithmetic", node.operator, ARITHMETIC[token], node)
@@ -377,25 +384,7 @@ class Finder(cst.CSTVisitor):
     def visit_Slice(self, node: cst.Slice) -> None:
         for bound in (node.lower, node.upper, node.step):
             if bound is not None:
-                (start, end), (left, right) = self.whole(bound), self.span(node)
-                context = self.around(node)
-                first, last = self.span(context)
-                self.edit(
-                    "slice",
-                    (start, end),
-                    "",
-                    self.source[first:last],
-                    self.source[first:start] + self.source[end:last],
-                )
-
-    def whole(self, node: cst.BaseExpression) -> tuple[int, int]:
-        """Where an expression is, with parentheses around it."""
-        start, end = self.span(node)
-        for paren in node.lpar:
-            start = min(start, self.span(paren)[0])
-        for paren in node.rpar:
-            end = max(end, self.span(paren)[1])
-        return start, end
+                self.put("slice", self.whole(bound), "", self.around(node))
 
     # calls
 
@@ -413,6 +402,8 @@ class Finder(cst.CSTVisitor):
         for arg in node.args:
             if arg.keyword is not None:
                 self.keyword(node, arg, last)
+            elif last in SHAPES and self.code(arg) == "-1":
+                self.skipped.add(arg)  # "whatever is left": any other number could only crash
         self.unwrap(node, last, function)
         return True
 
@@ -443,7 +434,8 @@ class Finder(cst.CSTVisitor):
         place = call.args.index(arg)
         start, end = self.span(arg)
         if place:
-            start = self.whole_argument(call.args[place - 1])
+            before = call.args[place - 1]
+            start = max(self.span(before)[1], self.whole(before.value)[1])
         elif len(call.args) > 1:
             end = self.span(call.args[1])[0]
         else:
@@ -453,15 +445,15 @@ class Finder(cst.CSTVisitor):
         old = f"{shown}({rest}{self.code(arg)})"
         self.edit("keyword", (start, end), "", old, f"{shown}({rest.rstrip(', ')})")
 
-    def whole_argument(self, arg: cst.Arg) -> int:
-        """Where an argument ends."""
-        return max(self.span(arg)[1], self.whole(arg.value)[1])
-
     def unwrap(self, node: cst.Call, callee: str, function: bool) -> None:
         """The call replaced by what it works on."""
         parent = self.parents[node]
         if isinstance(parent, (cst.Expr, cst.Await, cst.Decorator, cst.Raise, cst.WithItem)):
             return  # deleted or unwrapped as a statement, or could only crash
+        if isinstance(parent, (cst.Assign, cst.For, cst.CompFor)):
+            target = parent.targets[0] if isinstance(parent, cst.Assign) else parent
+            if isinstance(target.target, cst.Tuple):
+                return  # what is unpacked here has these parts, and what it is made of has not
         if callee in NOT_UNWRAPPED or (callee[:1].isupper() and callee not in UNWRAPPED_CLASSES):
             return
         if callee == "to" and all("device" in self.code(arg) for arg in node.args):
@@ -545,14 +537,12 @@ class Finder(cst.CSTVisitor):
     def drop_guard(self, node: cst.If) -> None:
         """An `if` that only leaves: with an error, a result, or the loop's round."""
         leaves = (cst.Raise, cst.Return, cst.Break, cst.Continue)
-        last = node.body.body[-1] if node.body.body else None
+        last = node.body.body[-1]
         if isinstance(last, cst.SimpleStatementLine):
             last = last.body[-1]
-        is_elif = isinstance(self.parents[node], cst.If)
-        if isinstance(last, leaves) and len(node.body.body) == 1 and not node.orelse:
-            if not is_elif:
-                word = self.code(last).split(maxsplit=1)[0]
-                self.drop(node, f"if {self.code(node.test)}: {word}")
+        alone = node.orelse is None and not isinstance(self.parents[node], cst.If)
+        if alone and isinstance(last, leaves):
+            self.drop(node, f"if {self.code(node.test)}: {type(last).__name__.lower()}")
 
     def visit_With(self, node: cst.With) -> None:
         """The block without its context: gradients on, no autocast, no lock."""
@@ -609,8 +599,8 @@ def required(tree: ast.Module) -> dict[str, set[str]]:
 def without_default(args: ast.arguments) -> set[str]:
     given = [*args.posonlyargs, *args.args]
     given = given[: len(given) - len(args.defaults)]
-    given += [arg for arg, value in zip(args.kwonlyargs, args.kw_defaults, strict=True) if not value]
-    return {arg.arg for arg in given}
+    pairs = zip(args.kwonlyargs, args.kw_defaults, strict=True)
+    return {arg.arg for arg in given} | {arg.arg for arg, value in pairs if value is None}
 
 
 def params(node: cst.Parameters) -> list[cst.Param]:
