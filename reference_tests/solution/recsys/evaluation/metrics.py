@@ -139,7 +139,7 @@ def mean_over_users(values: Tensor) -> tuple[float, int]:
         (mean, count); the mean is NaN if count is 0.
     """
     defined = values[~values.isnan()]
-    return (float(defined.double().mean()), len(defined)) if len(defined) else (float("nan"), 0)
+    return float(defined.double().mean()), len(defined)  # the mean of none is NaN
 
 
 def rank_of_target(scores: Tensor, target: Tensor) -> Tensor:
@@ -265,12 +265,11 @@ def auc(scores: Tensor, labels: Tensor) -> float:
     """
     positive = labels > 0
     num_pos, num_neg = int(positive.sum()), int((~positive).sum())
-    if num_pos == 0 or num_neg == 0:
-        return float("nan")
     _, group, count = _nan_to_last(scores).unique(return_inverse=True, return_counts=True)
     count = count.double()
     mid_rank = count.cumsum(0) - (count - 1) / 2
     rank_sum = mid_rank[group][positive].sum()
+    # the positives' pairs among themselves off; one class only: 0 / 0 is NaN
     return float((rank_sum - num_pos * (num_pos + 1) / 2) / (num_pos * num_neg))
 
 
