@@ -11,7 +11,12 @@ from torch import Tensor, nn
 class EmbeddingTable(nn.Module):
     """A table of learned vectors, one row per id, with a padding row and pooled bags.
 
-    The table is a single parameter; ``state_dict`` has exactly one key, ``weight``.
+    The table is a single parameter; ``state_dict`` has exactly one key, ``weight``. Its gradient is
+    dense, which every optimizer takes.
+
+    Cost: a call makes the same number of tensor operations however many ids and bags there are (no
+    Python loop over them), and nothing as large as the table, ids x rows or ids x bags: a table
+    has far more rows than a batch has ids.
 
     Args:
         num_embeddings: rows of the table, at least 1; legal ids are ``0 .. num_embeddings - 1``.
@@ -19,7 +24,7 @@ class EmbeddingTable(nn.Module):
         padding_idx: the row that stands for "no id"; ``None`` for a table without one.
         init_std: standard deviation of the initial rows; default ``1 / sqrt(embedding_dim)``, so
             that a row has an expected squared norm of 1 whatever its width.
-        device, dtype: of the parameter, as for any ``torch.nn`` module.
+        device, dtype: of the parameter, as for any ``torch.nn`` module (``None``: torch's default).
 
     Attributes:
         weight: ``nn.Parameter`` of shape (num_embeddings, embedding_dim).
@@ -51,7 +56,10 @@ class EmbeddingTable(nn.Module):
         )
 
     def reset_parameters(self) -> None:
-        """Draw every row from Normal(0, init_std) in place, then set the padding row to zero."""
+        """Draw every row from Normal(0, init_std) in place, then set the padding row to zero.
+
+        The draw comes from torch's own generator, which is not seeded here: two tables differ.
+        """
         raise NotImplementedError(
             "kata 01: write EmbeddingTable.reset_parameters in src/recsys/models/embedding.py"
         )
@@ -69,7 +77,7 @@ class EmbeddingTable(nn.Module):
             (..., D), in the dtype and on the device of ``weight``.
 
         Raises:
-            TypeError: ids that are not integers (a float has lost ids above 2**24).
+            TypeError: ids that are not integers (a float has lost ids above 2**24; a bool is none).
             IndexError: an id outside ``0 .. num_embeddings - 1``; negative ids do not count
                 from the end. (On a GPU the check is the device's own assertion.)
         """
@@ -97,22 +105,24 @@ class EmbeddingTable(nn.Module):
         - ``"max"``: element-wise maximum over the entries; takes no weights
 
         A bag without entries gives zeros and no gradient, and so does a mean whose weights add up
-        to 0. No (N, D) tensor of all looked-up rows needs to be kept.
+        to 0. A bag depends on its own entries only. Sums are taken in float32 at least: in
+        bfloat16, 256 + 1 is 256.
 
         Args:
-            values: (N,) int64 or int32 ids, bag after bag.
-            offsets: (B,) of the same dtype, starting at 0 and never falling.
+            values: (N,) int64 or int32 ids, bag after bag; not changed.
+            offsets: (B,) of the same dtype, starting at 0 and never falling; not changed.
             mode: "sum", "mean" or "max".
-            weights: (N,) weight of each entry, floating point; gradients flow into them.
+            weights: (N,) weight of each entry, of any floating dtype and any sign; gradients flow
+                into them (none into those of padding); not changed.
 
         Returns:
             (B, D), in the dtype and on the device of ``weight``.
 
         Raises:
-            TypeError: values or offsets that are not integers.
+            TypeError: values or offsets that are not integers (a bool is none).
             ValueError: an unknown mode; weights with "max" or of another shape than values;
-                values or offsets that are not 1-D; offsets that do not start at 0, that fall, or
-                that end beyond N.
+                values or offsets that are not 1-D; on the CPU also offsets that do not start at 0,
+                that fall, or that end beyond N (to look at them on a GPU is to wait for it).
             IndexError or RuntimeError: an id outside the table, below 0 too (on a GPU: the device's
                 own assertion).
         """
@@ -125,14 +135,15 @@ def hash_ids(keys: Sequence[str | int], num_buckets: int, *, salt: str = "") -> 
     """Give ids that a table has no row for a bucket, the same one in every process for ever.
 
     The bucket of a key depends on ``str(key)``, ``salt`` and ``num_buckets`` only: not on the
-    process, the machine, ``PYTHONHASHSEED`` or the other keys. Keys spread evenly over all
-    buckets, and two salts give independent buckets, so two tables with different salts separate
-    keys that collide in one of them. Any stable, well-spread hash is right: the numbers
-    themselves mean nothing.
+    process, the machine, ``PYTHONHASHSEED``, a random generator or the other keys. Keys of any
+    kind, numbers in a row or in steps too, spread evenly over all buckets, the first and the last
+    included; two salts give independent buckets, so two tables with different salts separate keys
+    that collide in one of them. Any stable, well-spread hash is right: the numbers themselves mean
+    nothing. No random generator is seeded or used up.
 
     Args:
-        keys: strings or integers, n of them; 7 and "7" are the same key.
-        num_buckets: at least 1.
+        keys: strings or integers, n of them; 7 and "7" are the same key; not changed.
+        num_buckets: at least 1; 2**40 works too.
         salt: chooses another, independent hash function.
 
     Returns:

@@ -14,7 +14,12 @@ from torch import Tensor, nn
 class EmbeddingTable(nn.Module):
     """A table of learned vectors, one row per id, with a padding row and pooled bags.
 
-    The table is a single parameter; ``state_dict`` has exactly one key, ``weight``.
+    The table is a single parameter; ``state_dict`` has exactly one key, ``weight``. Its gradient is
+    dense, which every optimizer takes.
+
+    Cost: a call makes the same number of tensor operations however many ids and bags there are (no
+    Python loop over them), and nothing as large as the table, ids x rows or ids x bags: a table
+    has far more rows than a batch has ids.
 
     Args:
         num_embeddings: rows of the table, at least 1; legal ids are ``0 .. num_embeddings - 1``.
@@ -22,7 +27,7 @@ class EmbeddingTable(nn.Module):
         padding_idx: the row that stands for "no id"; ``None`` for a table without one.
         init_std: standard deviation of the initial rows; default ``1 / sqrt(embedding_dim)``, so
             that a row has an expected squared norm of 1 whatever its width.
-        device, dtype: of the parameter, as for any ``torch.nn`` module.
+        device, dtype: of the parameter, as for any ``torch.nn`` module (``None``: torch's default).
 
     Attributes:
         weight: ``nn.Parameter`` of shape (num_embeddings, embedding_dim).
@@ -72,7 +77,10 @@ class EmbeddingTable(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw every row from Normal(0, init_std) in place, then set the padding row to zero."""
+        """Draw every row from Normal(0, init_std) in place, then set the padding row to zero.
+
+        The draw comes from torch's own generator, which is not seeded here: two tables differ.
+        """
         with torch.no_grad():
             self.weight.normal_(0.0, self.init_std)
             if self.padding_idx is not None:
@@ -91,7 +99,7 @@ class EmbeddingTable(nn.Module):
             (..., D), in the dtype and on the device of ``weight``.
 
         Raises:
-            TypeError: ids that are not integers (a float has lost ids above 2**24).
+            TypeError: ids that are not integers (a float has lost ids above 2**24; a bool is none).
             IndexError: an id outside ``0 .. num_embeddings - 1``; negative ids do not count
                 from the end. (On a GPU the check is the device's own assertion.)
         """
@@ -118,22 +126,24 @@ class EmbeddingTable(nn.Module):
         - ``"max"``: element-wise maximum over the entries; takes no weights
 
         A bag without entries gives zeros and no gradient, and so does a mean whose weights add up
-        to 0. No (N, D) tensor of all looked-up rows needs to be kept.
+        to 0. A bag depends on its own entries only. Sums are taken in float32 at least: in
+        bfloat16, 256 + 1 is 256.
 
         Args:
-            values: (N,) int64 or int32 ids, bag after bag.
-            offsets: (B,) of the same dtype, starting at 0 and never falling.
+            values: (N,) int64 or int32 ids, bag after bag; not changed.
+            offsets: (B,) of the same dtype, starting at 0 and never falling; not changed.
             mode: "sum", "mean" or "max".
-            weights: (N,) weight of each entry, floating point; gradients flow into them.
+            weights: (N,) weight of each entry, of any floating dtype and any sign; gradients flow
+                into them (none into those of padding); not changed.
 
         Returns:
             (B, D), in the dtype and on the device of ``weight``.
 
         Raises:
-            TypeError: values or offsets that are not integers.
+            TypeError: values or offsets that are not integers (a bool is none).
             ValueError: an unknown mode; weights with "max" or of another shape than values;
-                values or offsets that are not 1-D; offsets that do not start at 0, that fall, or
-                that end beyond N.
+                values or offsets that are not 1-D; on the CPU also offsets that do not start at 0,
+                that fall, or that end beyond N (to look at them on a GPU is to wait for it).
             IndexError or RuntimeError: an id outside the table, below 0 too (on a GPU: the device's
                 own assertion).
         """
@@ -146,28 +156,20 @@ class EmbeddingTable(nn.Module):
                 "values and offsets must be 1-D, "
                 f"not of shape {tuple(values.shape)} and {tuple(offsets.shape)}"
             )
-        if weights is not None:
-            if mode == "max":
-                raise ValueError("mode 'max' takes no weights")
-            if weights.shape != values.shape:
-                raise ValueError(
-                    f"weights must have the shape of values {tuple(values.shape)}, "
-                    f"not {tuple(weights.shape)}"
-                )
-            weights = weights.to(self.weight.dtype)
+        if weights is not None and mode == "max":
+            raise ValueError("mode 'max' takes no weights")
+        if weights is not None and weights.shape != values.shape:
+            raise ValueError(
+                f"weights must have the shape of values {tuple(values.shape)}, "
+                f"not {tuple(weights.shape)}"
+            )
         _check_offsets(offsets, len(values))
-        if len(offsets) == 0:
+        if len(offsets) == 0:  # embedding_bag would crash the process if there are values
             return self.weight.new_zeros(0, self.embedding_dim)
-        if weights is None or mode == "sum":
-            return self._pool(values, offsets, mode, weights)
-        # embedding_bag takes weights for sums only, so the weighted mean is a ratio of two sums
-        total = self._pool(values, offsets, "sum", weights)
-        norm = _segment_sum(weights * self._is_entry(values), offsets)
-        empty = norm == 0
-        mean = total / norm.masked_fill(empty, 1.0).unsqueeze(1)
-        return mean.masked_fill(empty.unsqueeze(1), 0.0)
-
-    def _pool(self, values: Tensor, offsets: Tensor, mode: str, weights: Tensor | None) -> Tensor:
+        if weights is not None:
+            if mode == "mean":  # embedding_bag takes weights for sums only
+                weights = self._shares(weights, values, offsets)
+            weights, mode = weights.to(self.weight.dtype), "sum"
         return F.embedding_bag(
             values,
             self.weight,
@@ -177,24 +179,31 @@ class EmbeddingTable(nn.Module):
             padding_idx=self.padding_idx,
         )
 
-    def _is_entry(self, values: Tensor) -> Tensor:
-        if self.padding_idx is None:
-            return torch.ones_like(values, dtype=self.weight.dtype)
-        return (values != self.padding_idx).to(self.weight.dtype)
+    def _shares(self, weights: Tensor, values: Tensor, offsets: Tensor) -> Tensor:
+        """Weights that add up to 1 over the entries of each bag; 0 where they added up to 0."""
+        weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
+        entries = weights
+        if self.padding_idx is not None:
+            entries = weights.masked_fill(values == self.padding_idx, 0.0)
+        place = torch.arange(len(values), device=offsets.device, dtype=offsets.dtype)
+        bag = torch.searchsorted(offsets, place, right=True) - 1
+        total = weights.new_zeros(len(offsets)).index_add(0, bag, entries)
+        return weights / total.masked_fill(total == 0, math.inf)[bag]
 
 
 def hash_ids(keys: Sequence[str | int], num_buckets: int, *, salt: str = "") -> Tensor:
     """Give ids that a table has no row for a bucket, the same one in every process for ever.
 
     The bucket of a key depends on ``str(key)``, ``salt`` and ``num_buckets`` only: not on the
-    process, the machine, ``PYTHONHASHSEED`` or the other keys. Keys spread evenly over all
-    buckets, and two salts give independent buckets, so two tables with different salts separate
-    keys that collide in one of them. Any stable, well-spread hash is right: the numbers
-    themselves mean nothing.
+    process, the machine, ``PYTHONHASHSEED``, a random generator or the other keys. Keys of any
+    kind, numbers in a row or in steps too, spread evenly over all buckets, the first and the last
+    included; two salts give independent buckets, so two tables with different salts separate keys
+    that collide in one of them. Any stable, well-spread hash is right: the numbers themselves mean
+    nothing. No random generator is seeded or used up.
 
     Args:
-        keys: strings or integers, n of them; 7 and "7" are the same key.
-        num_buckets: at least 1.
+        keys: strings or integers, n of them; 7 and "7" are the same key; not changed.
+        num_buckets: at least 1; 2**40 works too.
         salt: chooses another, independent hash function.
 
     Returns:
@@ -207,9 +216,8 @@ def hash_ids(keys: Sequence[str | int], num_buckets: int, *, salt: str = "") -> 
     """
     if num_buckets < 1:
         raise ValueError(f"num_buckets must be at least 1, not {num_buckets}")
-    prefix = f"{salt}\x1f".encode()  # a separator, so that salt "a" key "bc" is not "ab" + "c"
-    digests = (hashlib.blake2b(prefix + str(k).encode(), digest_size=8).digest() for k in keys)
-    # 64 bits over a small number of buckets: the bias of the remainder is below 2**-40
+    digests = (hashlib.blake2b(f"{salt}/{key}".encode(), digest_size=8).digest() for key in keys)
+    # 64 bits over 2**40 buckets at most: some get 2**-24 more than their share
     return torch.tensor(
         [int.from_bytes(d, "little") % num_buckets for d in digests], dtype=torch.int64
     )
@@ -221,12 +229,8 @@ def _check_integer(name: str, ids: Tensor) -> None:
 
 
 def _check_offsets(offsets: Tensor, num_values: int) -> None:
-    """Refuse offsets that are no starts of bags. On a GPU this would synchronise: skipped there."""
-    if offsets.device.type != "cpu" or torch.compiler.is_compiling():  # a value cuts the graph
-        return
-    if len(offsets) == 0:
-        if num_values:
-            raise ValueError(f"offsets is empty but there are {num_values} values")
+    """Refuse offsets that are no starts of bags, where looking at them costs no waiting."""
+    if len(offsets) == 0 or offsets.device.type != "cpu" or torch.compiler.is_compiling():
         return
     first, last = int(offsets[0]), int(offsets[-1])
     if first != 0:
@@ -235,12 +239,3 @@ def _check_offsets(offsets: Tensor, num_values: int) -> None:
         raise ValueError("offsets are where bags start, so they never fall")
     if last > num_values:
         raise ValueError(f"offsets end at {last}, beyond the {num_values} values")
-
-
-def _segment_sum(x: Tensor, offsets: Tensor) -> Tensor:
-    """Sums of ``x[offsets[b] : offsets[b + 1]]``, (N,) to (B,)."""
-    ends = torch.cat([offsets[1:], offsets.new_tensor([len(x)])])
-    segment = torch.repeat_interleave(
-        torch.arange(len(offsets), device=x.device), ends - offsets, output_size=len(x)
-    )
-    return x.new_zeros(len(offsets)).index_add(0, segment, x)
