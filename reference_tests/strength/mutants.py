@@ -60,6 +60,12 @@ NOT_UNWRAPPED = set(
 }  # fmt: skip
 UNWRAPPED_CLASSES = {"Parameter", "Path"}  # other classes: an argument is no substitute
 
+# What is of no help around a constant in an id.
+BETWEEN = (
+    cst.Arg, cst.ComparisonTarget, cst.Element, cst.Index, cst.Slice, cst.SubscriptElement,
+    cst.Tuple, cst.UnaryOperation,
+)  # fmt: skip
+
 # Decorators that change what a name is: without them every use crashes.
 NOT_DROPPED = {
     "asynccontextmanager", "cached_property", "classmethod", "contextmanager", "dataclass",
@@ -220,11 +226,8 @@ class Finder(cst.CSTVisitor):
 
     def around(self, node: cst.CSTNode) -> cst.CSTNode:
         """The expression or statement that a short node is in, where that is not long."""
-        outer = node
-        while isinstance(outer, (cst.Arg, cst.Index, cst.Element, cst.SubscriptElement)) or (
-            outer is node
-            or isinstance(outer, (cst.UnaryOperation, cst.Tuple, cst.ComparisonTarget, cst.Slice))
-        ):
+        outer = self.parents[node]
+        while isinstance(outer, BETWEEN):
             outer = self.parents[outer]
         shown = isinstance(outer, (cst.BaseExpression, cst.BaseSmallStatement))
         return outer if shown and len(tidy(self.code(outer))) <= 100 else node
