@@ -99,31 +99,33 @@ def count(function: Callable[[], Any]) -> Cost:
         (True, 'sub')
     """
     meter = Meter()
-    with meter.running(), no_compiled_code():
+    with meter.running(), eagerly() as compiled:
         meter.cost.result = function()
-    return meter.cost
-
-
-@contextmanager
-def no_compiled_code() -> Iterator[None]:
-    """Refuse compiled code: a dispatch mode turns the compiler off without a word."""
-    dynamo = sys.modules.get("torch._dynamo.eval_frame")
-    install = getattr(dynamo, "_maybe_set_eval_frame", None)
-    seen = []
-
-    def watched(callback: Any, *args: Any, **kwargs: Any) -> Any:
-        seen.extend([callback] if callable(callback) else [])
-        return install(callback, *args, **kwargs)
-
-    with ExitStack() as stack:
-        if install is not None:
-            stack.enter_context(mock.patch.object(dynamo, "_maybe_set_eval_frame", watched))
-        yield
-    if seen:
+    if compiled:
         raise RuntimeError(
             "torch.compile'd code cannot be counted: under a dispatch mode it runs eagerly; "
             "count the function that was compiled, and use dynamo's counters for the graphs"
         )
+    return meter.cost
+
+
+@contextmanager
+def eagerly() -> Iterator[list[Any]]:
+    """Run compiled code eagerly; gives a list that is not empty once there was some."""
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")
+    install = getattr(dynamo, "_maybe_set_eval_frame", None)
+    seen: list[Any] = []
+
+    def not_compiling(callback: Any, *args: Any, **kwargs: Any) -> Any:
+        if callable(callback):
+            seen.append(callback)
+            callback = None
+        return install(callback, *args, **kwargs)
+
+    with ExitStack() as stack:
+        if install is not None:
+            stack.enter_context(mock.patch.object(dynamo, "_maybe_set_eval_frame", not_compiling))
+        yield seen
 
 
 # --- how ------------------------------------------------------------------------------------------
@@ -194,6 +196,8 @@ class Meter:
 
 
 class _Operations(TorchDispatchMode):
+    _should_skip_dynamo = classmethod(lambda cls: False)  # which costs a second to import
+
     def __init__(self, meter: Meter) -> None:
         super().__init__()
         self.meter = meter

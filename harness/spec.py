@@ -23,7 +23,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
+from types import FrameType, FunctionType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from harness import overlay, settings
@@ -34,6 +34,9 @@ from harness.paths import FIXTURES
 if TYPE_CHECKING:  # torch costs two seconds: a test that needs it imports it
     import torch
     from torch import Tensor
+
+    from harness.cost import Cost
+    from harness.devices import DeviceRun
 
 Test = TypeVar("Test", bound=Callable[..., object])
 
@@ -269,7 +272,207 @@ def fail(
     raise KataFailure(told, called and called.name) from cause
 
 
+# --- cost and devices -----------------------------------------------------------------------------
+
+
+def count(function: Callable[[], Any]) -> Cost:
+    """Run `function()` once and count operations, memory and synchronisations: harness.cost.
+
+    Example:
+        cost = count(lambda: table.bag(values, offsets))
+        check(cost.largest_bytes <= 4 * batch * width, "...", came_back=cost.largest_bytes)
+    """
+    from harness import cost
+
+    return cost.count(function)
+
+
+def assert_scales(
+    function_of_size: Callable[[int], Any],
+    sizes: tuple[int, int] = (8, 64),
+    *,
+    allowance: int | None = None,
+    call: str | None = None,
+    what: str = "",
+) -> None:
+    """As many operations for a large input as for a small one: no Python loop over rows.
+
+    Args:
+        function_of_size: prepares an input of a size and returns the function to be counted, or
+            does both, where the preparation itself does not grow.
+        allowance: how many operations (views included) the large one may have more, for chunks or
+            a logarithm; by default half of what a loop with one operation a row would add.
+
+    Example:
+        def bags(size):
+            values, offsets = torch.arange(size), torch.arange(0, size, 2)
+            return lambda: table.bag(values, offsets)
+
+        assert_scales(bags)
+    """
+    called = call_of(call)
+    small, large = sizes
+    few, many = (prepared_count(function_of_size, size) for size in sizes)
+    grown = many.operations + many.views - few.operations - few.views
+    allowance = (large - small) // 2 if allowance is None else allowance
+    if grown <= allowance:
+        return
+    came_back = f"{many.operations + many.views} operations at size {large}, "
+    came_back += f"{few.operations + few.views} at size {small}"
+    expected = "operations on whole tensors, about as many at any size"
+    expected += f" (at most {allowance} more)" if allowance else ""
+    more = many.by_place
+    more.subtract(few.by_place)
+    place = max(more, key=lambda each: (each is not None, more[each]), default=None)
+    fail(
+        came_back=came_back,
+        expected=expected,
+        call=called,
+        what=what,
+        more=place.facts("most in") if place else (),
+    )
+
+
+def assert_budget(
+    function: Callable[[], Any],
+    *,
+    largest: int | None = None,
+    allocated: int | None = None,
+    operations: int | None = None,
+    why: str = "",
+    call: str | None = None,
+    what: str = "",
+) -> Cost:
+    """`function()` makes no tensor of more than `largest` bytes, nor `allocated` bytes in all.
+
+    Args:
+        operations: at most as many, views apart; leave room for other ways to write it.
+        why: what the budget is, for the message: "B * D floats, the result".
+
+    Example:
+        assert_budget(lambda: table.bag(values, offsets), largest=4 * 2 * B * D, why="2 * B * D")
+    """
+    called = call_of(call)
+    cost = count(function)
+    reason = f": {why}" if why else ""
+    if largest is not None and cost.largest is not None and cost.largest.bytes > largest:
+        made = cost.largest
+        fail(
+            came_back=f"a tensor of {made.bytes:,} bytes: {made.operation} makes {made.shape}, "
+            f"{made.dtype}",
+            expected=f"at most {largest:,} bytes for any one tensor{reason}",
+            call=called,
+            what=what,
+            more=made.place.facts() if made.place else (),
+        )
+    for found, most, unit in (
+        (cost.allocated_bytes, allocated, "bytes for all tensors that are made"),
+        (cost.operations, operations, "operations"),
+    ):
+        if most is not None and found > most:
+            expected = f"at most {most:,} {unit}{reason}"
+            fail(came_back=f"{found:,}", expected=expected, call=called, what=what)
+    return cost
+
+
+def assert_no_sync(
+    scenario: Callable[[torch.device], Any],
+    *,
+    ignore: Sequence[str] = (),
+    call: str | None = None,
+    what: str = "",
+) -> DeviceRun:
+    """Nothing in it makes the host wait for the device: no item(), tolist(), cpu(), `if tensor`.
+
+    The scenario runs on the CPU first, where its errors are errors as ever, and then where tensors
+    say that they are on a GPU; synchronisations are counted there. Checks that are made for CPU
+    tensors only do not count, nor does what torch's optimizers read from CPU counters.
+
+    Args:
+        scenario: makes its modules and inputs on the device that it is given and returns the
+            function to be counted: the preparation is not. (Where it returns none, all counts.)
+        ignore: names of synchronisations that are allowed, as in `Cost.syncs`.
+
+    Example:
+        def step(device):
+            model, batch = make(device)
+            return lambda: loop.train_step(model, batch)
+
+        assert_no_sync(step)
+    """
+    called = call_of(call)
+    run = on_another_device(scenario)
+    cost = run.cost
+    waits = [i for i, name in enumerate(cost.syncs) if name not in ignore]
+    if waits:
+        names = dict.fromkeys(cost.syncs[i] for i in waits)
+        place = next((cost.sync_places[i] for i in waits if cost.sync_places[i]), None)
+        times = "once" if len(waits) == 1 else f"{len(waits)} times"
+        fail(
+            came_back=f"it waits for the device {times}: {', '.join(names)}",
+            expected="no synchronisation: tensors stay on the device",
+            call=called,
+            what=what,
+            more=place.facts() if place else (),
+        )
+    return run
+
+
+def assert_device_safe(
+    scenario: Callable[[torch.device], Any], *, call: str | None = None, what: str = ""
+) -> DeviceRun:
+    """It works on another device: nothing that is made on the CPU is mixed in or comes back.
+
+    Runs on the CPU first, where errors are errors as ever. Then only a device bug makes it red; an
+    operation that the simulated device does not know, for one, does not (harness.devices).
+
+    Args:
+        scenario: makes its modules and inputs on the device that it is given, and returns what has
+            to be there in the end: tensors, modules, lists or dicts of them.
+
+    Example:
+        def lookup(device):
+            table = embedding.EmbeddingTable(5, 3).to(device)
+            return table(torch.tensor([1, 2], device=device))
+
+        assert_device_safe(lookup)
+    """
+    called = call_of(call)
+    run = on_another_device(scenario)
+    for finding in run.findings:
+        more = finding.place.facts() if finding.place else []
+        more += finding.made.facts("made in") if finding.made else []
+        fail(
+            came_back=finding.text,
+            expected="every tensor that is made is made on the device of the inputs",
+            call=called,
+            what=what,
+            more=more,
+        )
+    return run
+
+
 # --- how ------------------------------------------------------------------------------------------
+
+
+def prepared_count(function_of_size: Callable[[int], Any], size: int) -> Cost:
+    """What the function that comes back costs, or else the call itself; warmed up in any case."""
+    found = function_of_size(size)
+    if isinstance(found, FunctionType):
+        found()
+        return count(found)
+    return count(lambda: function_of_size(size))
+
+
+def on_another_device(scenario: Callable[[torch.device], Any]) -> DeviceRun:
+    import torch
+
+    from harness.devices import other_device_findings
+
+    found = scenario(torch.device("cpu"))
+    if isinstance(found, FunctionType):
+        found()
+    return other_device_findings(scenario)
 
 
 def compare(
@@ -306,7 +509,8 @@ def compare(
     more = []
     if bad.dim():
         count = f"{int(bad.sum())} of {bad.numel()} values differ"
-        at = f"{list(first)}: {number(mine[first])} instead of {number(wanted[first])}; {count}"
+        one, other = apart(mine[first], wanted[first])
+        at = f"{list(first)}: {one} instead of {other}; {count}"
         more.append(("first at", at))
     if not exact:
         gap = abs(float(mine[worst]) - float(wanted[worst]))
@@ -334,6 +538,16 @@ def call_of(call: str | None) -> Call | None:
 def number(value: Any) -> str:
     value = value.item() if is_tensor(value) else value
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def apart(one: Any, other: Any) -> tuple[str, str]:
+    """Two numbers, with so many digits that they can be told apart."""
+    texts = number(one), number(other)
+    for digits in range(7, 18):
+        if texts[0] != texts[1] or not getattr(one, "is_floating_point", bool)():
+            break
+        texts = f"{one.item():.{digits}g}", f"{other.item():.{digits}g}"
+    return texts
 
 
 def times(units: float) -> str:
