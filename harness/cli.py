@@ -179,6 +179,16 @@ def stubs_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def new_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="like sequence_tower; the number is given")
+    parser.add_argument(
+        "--file",
+        required=True,
+        metavar="FILE",
+        help="the learner file, relative to src/recsys: models/sequence.py",
+    )
+
+
 def check_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--strength",
@@ -215,6 +225,7 @@ GROUPS = {
         Command("doctor", "harness.doctor", "What this machine can do, and what is missing"),
     ],
     "For authors": [
+        Command("new", "harness.new", "A new kata to fill, with all that it needs", new_arguments),
         Command("check", "harness.check", "Run the tests of this repository", check_arguments),
         Command("stubs", "harness.stubs", "Bring the stubs up to date", stubs_arguments),
     ],
