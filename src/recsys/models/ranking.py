@@ -33,12 +33,14 @@ class RankingModel(nn.Module):
     Contract: a row depends on its own features only; columns are found by name, whatever their
     order, and columns without a feature are ignored; every feature and every parameter has an
     influence; padding (index 0, of an ``id`` too) has none: its row of a table is zero and stays
-    so; only dropout is random, and only in training mode; inputs are not changed.
+    so; only dropout is random, and only in training mode; inputs are not changed. Cost: a batch is
+    one pass, so neither B nor L has an influence on the number of operations.
 
     Args:
         features: at least one, with distinct names. embedding_dim: of tables and text.
-        num_cross_layers, rank: of the :class:`CrossNetwork`. hidden_dims, dropout: deep part.
-        structure: "parallel" or "stacked".
+        num_cross_layers, rank: of the :class:`CrossNetwork`. hidden_dims: units of each layer of
+        the deep part; with none it is the identity. dropout: the probability that one of its units
+        is left out in training (``nn.Dropout``). structure: "parallel" or "stacked".
 
     Raises:
         ValueError: no features, two of one name, two sizes for one table, an unknown kind or
@@ -82,13 +84,16 @@ def binary_loss(
 
     ``loss[i] = log(1 + exp(z[i])) - y[i] z[i]``, computed without overflow (finite, with finite
     gradients, for ``|z|`` of 1e4 and more); the result is ``sum w loss / sum w``, w default 1, and
-    0 if the weights add up to 0.
+    0 if the weights are all 0. Gradients flow into the logits. Cost: a fixed number of operations
+    on B numbers, and none that has to wait for a GPU: no ``.item()``, no ``if`` on a value of a
+    tensor, no boolean index. Inputs are not changed.
 
     Args:
-        logits: (B,). labels: (B,), numbers from 0 to 1, of any dtype. sample_weight: (B,).
+        logits: (B,). labels: (B,), numbers from 0 to 1. sample_weight: (B,), at least 0. The last
+        two may be of any dtype.
 
     Returns:
-        A 0-dim tensor, in float32 at least.
+        A 0-dim tensor, in the dtype of the logits but in float32 at least.
 
     Raises:
         ValueError: shapes that differ (nothing is broadcast), or an empty batch.
@@ -102,13 +107,13 @@ def listwise_loss(logits: Tensor, labels: Tensor) -> Tensor:
     ``loss[b] = -sum_c p[b, c] log softmax(logits[b])[c]`` with ``p = labels / sum of labels``. A
     candidate whose logit is minus infinity is not there, and neither is its label. The mean is over
     the lists that have a positive; the others add nothing, and if none has one the loss is 0.
-    Gradients are finite in all of these cases.
+    Gradients are finite in all of these cases. Cost and inputs: as :func:`binary_loss`.
 
     Args:
-        logits: (B, C), a row per user. labels: (B, C), at least 0.
+        logits: (B, C), a row per user. labels: (B, C), at least 0, of any dtype.
 
     Returns:
-        A 0-dim tensor, in float32 at least.
+        A 0-dim tensor, in the dtype of the logits but in float32 at least.
 
     Raises:
         ValueError: shapes that differ, or an empty batch.

@@ -18,11 +18,12 @@ class CrossLayer(nn.Module):
 
     ``*`` is element-wise, the residual is of ``xl``, and the bias is inside the product. There is
     no activation, also not between U and V. A stack of L layers from ``xl = x0`` gives polynomials
-    of x0 up to degree L + 1.
+    of x0 up to degree L + 1. Cost: V comes first, so W = U V is never made, and neither is any
+    other tensor that is larger than xl or a parameter.
 
     ``state_dict`` keys: ``weight`` (dim, dim) and ``bias`` (dim,); for low rank ``u`` (dim, rank),
-    ``v`` (rank, dim) and ``bias``; W = U V. The bias starts at 0, the matrices at
-    Normal(0, 1 / sqrt(fan in)).
+    ``v`` (rank, dim) and ``bias``. The bias starts at 0, each matrix at Normal(0, 1 / sqrt(fan in)),
+    where the fan in is its number of columns.
 
     Args:
         dim: width of x0 and xl, at least 1. rank: None for a full matrix, else 1 <= rank <= dim.
@@ -61,7 +62,7 @@ class CrossLayer(nn.Module):
             Neither is changed.
 
         Returns:
-            (..., dim).
+            (..., dim), in the dtype of x0 and on its device.
 
         Raises:
             ValueError: shapes that differ.
@@ -83,6 +84,9 @@ class CrossNetwork(nn.Module):
 
     Args:
         dim: width. num_layers: at least 0. rank: of every layer.
+
+    Raises:
+        ValueError: num_layers below 0.
 
     Source: Wang et al. 2021, section 3.2.
     """
