@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -154,13 +155,13 @@ class Meter:
 
     def place(self) -> Place | None:
         """The innermost line of the learner's, the provided data package apart."""
-        frame = sys._getframe(1)
+        frame: FrameType | None = sys._getframe(1)
         while frame is not None:
             file = frame.f_code.co_filename
             if file not in self._learner:
                 self._learner[file] = is_learner_file(file) and "/recsys/data/" not in file
             if self._learner[file]:
-                return Place(file, frame.f_lineno, frame.f_code.co_name)
+                return Place(file, frame.f_lineno, function_name(frame))
             frame = frame.f_back
         return None
 
@@ -193,6 +194,16 @@ class Meter:
         waits = sync_of_operation(name, func, args, kwargs, out, self.on_device)
         if waits:
             self.sync(waits)
+
+
+def function_name(frame: FrameType) -> str:
+    """The function that a frame is of; for a comprehension or a lambda the one it is written in."""
+    outer: FrameType | None = frame
+    while outer is not None and outer.f_code.co_filename == frame.f_code.co_filename:
+        if not outer.f_code.co_name.startswith("<"):
+            return outer.f_code.co_name
+        outer = outer.f_back
+    return frame.f_code.co_name
 
 
 class _Operations(TorchDispatchMode):

@@ -20,6 +20,7 @@ device that is registered later. For `lazy` it uses the CPU's.
 from __future__ import annotations
 
 import dataclasses
+import faulthandler
 import gc
 import os
 import pickle
@@ -157,6 +158,7 @@ def forked(work: Callable[[], DeviceRun], seconds: float) -> DeviceRun:
         try:
             os.close(reader)
             gc.disable()
+            faulthandler.disable()  # a crash here is no news
             torch.set_num_threads(1)  # the parent's other threads are not there: do not wait
             silence = os.open(os.devnull, os.O_WRONLY)
             os.dup2(silence, 1)
@@ -434,10 +436,12 @@ def elsewhere(meter: DeviceMeter) -> Iterator[None]:
         stack.callback(DeviceGenerator.alive.clear)
         stack.enter_context(mock.patch.object(torch, "Generator", Generator))
         stack.enter_context(mock.patch.object(torch, "load", loading(torch.load)))
-        waiting = mock.patch.object(
-            torch.cuda, "synchronize", lambda *args: meter.sync("synchronize")
-        )
-        stack.enter_context(waiting)
+        for name, function in {
+            "synchronize": lambda *args: meter.sync("synchronize"),
+            "get_rng_state": lambda *args: torch.get_rng_state(),
+            "set_rng_state": lambda state, *args: torch.set_rng_state(state),
+        }.items():
+            stack.enter_context(mock.patch.object(torch.cuda, name, function))
         stack.enter_context(DeviceFunctions(meter))
         stack.enter_context(DeviceOperations(meter))
         yield
