@@ -32,7 +32,7 @@ def tensor(values, dtype=torch.float32):
 
 
 def constants(options, dtype=torch.float32):
-    """Options of a golden case as a caller gives them: log_q and weights as tensors, and so on."""
+    """Options as a caller gives them: ids, log_q and weights as tensors, the others as they are."""
     kinds = {"item_ids": torch.int64, "target": torch.int64, "log_q": dtype, "sample_weight": dtype}
     return {
         name: torch.tensor(value, dtype=kinds[name], device=device()) if name in kinds else value
@@ -46,7 +46,50 @@ def pair(seed, batch, width, dtype=torch.float32):
     return tensor(draw[0], dtype), tensor(0.8 * draw[1] + 0.3 * draw[0], dtype)
 
 
-def assert_gradients(loss, expected, inputs, **tolerance):
+def exact(
+    user,
+    item,
+    temperature,
+    *,
+    target=None,
+    item_ids=None,
+    log_q=None,
+    sample_weight=None,
+    symmetric=False,
+):
+    """The docstring's formulas number by number, in float64: the loss and its gradients."""
+    scores = user @ item.T / temperature
+    weight = [1.0] * len(scores) if sample_weight is None else sample_weight
+    slope = np.zeros_like(scores)  # of the loss with respect to each score
+    directions = [(scores, slope, [0.0] * scores.shape[1] if log_q is None else log_q)]
+    if symmetric:
+        directions.append((scores.T, slope.T, [0.0] * len(scores)))
+    loss = 0.0
+    for s, ds, correction in directions:
+        for i in range(len(s)):
+            own = i if target is None else target[i]
+            candidates = [
+                j
+                for j in range(s.shape[1])
+                if j == own or item_ids is None or item_ids[j] != item_ids[i]
+            ]
+            corrected = {j: s[i, j] - correction[j] for j in candidates}
+            top = max(corrected.values())
+            odds = {j: math.exp(value - top) for j, value in corrected.items()}
+            total = math.fsum(odds.values())
+            share = weight[i] / math.fsum(weight) / len(directions)
+            loss += share * (top - corrected[own] + math.log(total))
+            for j in odds:
+                ds[i, j] += share * (odds[j] / total - (j == own))
+    return {
+        "loss": loss,
+        "user": slope @ item / temperature,
+        "item": slope.T @ user / temperature,
+        "temperature": -(slope * scores).sum() / temperature,
+    }
+
+
+def assert_gradients(loss, expected, inputs, *, what="", **tolerance):
     """The gradients of `loss` with respect to `inputs`, both by name."""
     check(
         isinstance(loss, torch.Tensor) and loss.requires_grad,
@@ -56,68 +99,54 @@ def assert_gradients(loss, expected, inputs, **tolerance):
     )
     found = torch.autograd.grad(loss, list(inputs.values()), allow_unused=True)
     for (name, value), grad in zip(inputs.items(), found, strict=True):
-        what = f"gradient of the loss with respect to {name}"
+        of = f"gradient of the loss with respect to {name}{what and ', '}{what}"
         if grad is None:
-            fail(expected="a gradient", came_back="none at all", call="loss.backward()", what=what)
-        assert_close(
-            grad, expected[name], like=value, call="loss.backward()", what=what, **tolerance
-        )
+            fail(expected="a gradient", came_back="none at all", call="loss.backward()", what=of)
+        assert_close(grad, expected[name], like=value, call="loss.backward()", what=of, **tolerance)
 
 
-def definition(
-    user, item, temperature, item_ids=None, log_q=None, sample_weight=None, symmetric=False
-):
-    """The formulas of the docstring, number by number, in float64."""
-    rows = range(len(user))
-    weight = [1.0 for _ in rows] if sample_weight is None else sample_weight
-
-    def row_loss(i, score):
-        """-score(i) + log sum of exp(score(j)) over C(i)."""
-        others = [j for j in rows if item_ids is None or item_ids[j] != item_ids[i]]
-        scores = [score(j) for j in sorted({i, *others})]
-        top = max(scores)
-        return top - score(i) + math.log(math.fsum(math.exp(s - top) for s in scores))
-
-    def score(i, j):
-        return float(user[i] @ item[j]) / temperature
-
-    def mean(terms):
-        return math.fsum(w * t for w, t in zip(weight, terms, strict=True)) / math.fsum(weight)
-
-    loss = mean(
-        [
-            row_loss(i, lambda j: score(i, j) - (0 if log_q is None else log_q[j]))  # noqa: B023
-            for i in rows
-        ]
-    )
-    if not symmetric:
-        return loss
-    return (loss + mean([row_loss(i, lambda j: score(j, i)) for i in rows])) / 2  # noqa: B023
+def assert_golden(case, form="in_batch"):
+    """Loss and all gradients of a golden case, in float32."""
+    given = golden("golden.json")[form][case]
+    options, expected = constants(given["arguments"]), given["expected"]
+    if "symmetric" in options:
+        options["symmetric"] = bool(options["symmetric"])
+    user, temperature = tensor(options.pop("user")), tensor(options.pop("temperature"))
+    inputs = {"user": user, "temperature": temperature}
+    if form == "full":
+        inputs["catalogue"] = catalogue = tensor(options.pop("catalogue"))
+        loss = losses.full_softmax_loss(user, catalogue, temperature=temperature, **options)
+    else:
+        inputs["item"] = item = tensor(options.pop("item"))
+        loss = losses.in_batch_softmax_loss(user, item, temperature=temperature, **options)
+    assert_scalar(loss, expected["loss"], **FLOAT32)
+    assert_gradients(loss, expected, inputs, rtol=1e-4, atol=1e-5)
 
 
-def slopes(function, inputs, step=1e-5):
-    """Central differences of `function(**inputs)` with respect to each of the float64 arrays."""
-    found = {}
-    for name, value in inputs.items():
-        slope = np.empty_like(value)
-        for index in np.ndindex(value.shape):
-            up, down = value.copy(), value.copy()
-            up[index] += step
-            down[index] -= step
-            rise = function(**{**inputs, name: up}) - function(**{**inputs, name: down})
-            slope[index] = rise / (2 * step)
-        found[name] = slope
-    return found
+def assert_exact(user, item, temperature, *, what="", autocast=False, value, slope, **options):
+    """Loss and gradients on these leaves, within the tolerances `value` and `slope`.
 
-
-def assert_golden(case):
-    """Loss and gradients of an in-batch golden case, in float32."""
-    options = dict(case["arguments"])
-    user, item = tensor(options.pop("user")), tensor(options.pop("item"))
-    options = constants(options)
-    loss = losses.in_batch_softmax_loss(user, item, **options)
-    assert_scalar(loss, case["expected"]["loss"], **FLOAT32)
-    assert_gradients(loss, case["expected"], {"user": user, "item": item}, rtol=1e-4, atol=1e-5)
+    `item` is the catalogue if there is a `target`.
+    """
+    full = "target" in options
+    with torch.autocast(device().type, dtype=torch.bfloat16, enabled=autocast):
+        if full:
+            catalogue = item
+            loss = losses.full_softmax_loss(user, catalogue, temperature=temperature, **options)
+        else:
+            loss = losses.in_batch_softmax_loss(user, item, temperature=temperature, **options)
+    inputs = {"user": user, "item": item}
+    if isinstance(temperature, torch.Tensor):
+        inputs["temperature"] = temperature
+    numbers = {name: x.detach().cpu().double().numpy() for name, x in inputs.items()}
+    fixed = {name: x.tolist() if hasattr(x, "tolist") else x for name, x in options.items()}
+    expected = exact(**{"temperature": temperature, **numbers, **fixed})
+    assert_scalar(loss, expected["loss"], what=what, **value)
+    if full:
+        inputs["catalogue"], expected["catalogue"] = inputs.pop("item"), expected["item"]
+    # a loss is often one term of several: its gradients scale with what comes from above
+    tripled = {name: 3 * x for name, x in expected.items()}
+    assert_gradients(3 * loss, tripled, inputs, what=what, **slope)
 
 
 # --- the in-batch loss ----------------------------------------------------------------------------
@@ -132,101 +161,83 @@ def assert_golden(case):
     ]
 )
 def test_equal_scores():
-    """A batch of B pairs with equal scores has the loss log B."""
-    user = torch.zeros(4, 3, device=device())
-    item = torch.randn(4, 3, generator=generator(0)).to(device())
-    loss = losses.in_batch_softmax_loss(user, item, temperature=0.5)
-    assert_scalar(loss, math.log(4))
+    """A batch of B pairs with equal scores has the loss log B, and a batch of one the loss 0."""
+    for batch in (4, 7, 1):
+        user = torch.zeros(batch, 3, device=device())
+        item = torch.randn(batch, 3, generator=generator(0)).to(device())
+        loss = losses.in_batch_softmax_loss(user, item, temperature=0.5)
+        assert_scalar(loss, math.log(batch), **FLOAT32)
 
 
 @rung(
     hints=[
         "A small temperature makes the softmax sharper, a large one flatter.",
-        "Cosines lie in [-1, 1]: they have to be stretched, not shrunk.",
+        "Cosines lie in [-1, 1]: they have to be stretched, not shrunk. Nothing else scales them.",
         "s = user @ item.T / temperature",
     ]
 )
 def test_temperature_divides():
     """The scores are divided by the temperature: the smaller it is, the sharper the softmax."""
     user = item = torch.eye(4, device=device())
-    sharp = losses.in_batch_softmax_loss(user, item, temperature=0.1)
-    assert_scalar(sharp, math.log(1 + 3 * math.exp(-10)))
-    flat = losses.in_batch_softmax_loss(user, item, temperature=2.0)
-    assert_scalar(flat, math.log(1 + 3 * math.exp(-0.5)))
+    for temperature in (0.1, 2, 0.5):
+        loss = losses.in_batch_softmax_loss(user, item, temperature=temperature)
+        expected = math.log(1 + 3 * math.exp(-1 / temperature))
+        assert_scalar(loss, expected, rtol=1e-5, atol=1e-6)
+    user, item = 3 * user, 2 * item
+    loss = losses.in_batch_softmax_loss(user, item, temperature=3.0)
+    expected = math.log(1 + 3 * math.exp(-2))
+    assert_scalar(loss, expected, what="vectors of length 3 and 2: taken as they are", **FLOAT32)
 
 
 @rung(
     hints=[
         "Row i asks: which of the items of the batch did user i choose?",
         "The sum in the denominator runs over j, the items, and holds the positive too. Gradients "
-        "reach user and item through every score.",
+        "reach user and item through every score, and a temperature that is a tensor too: "
+        "float() or .item() would cut it out of the graph.",
         "scores[i, j] = <user[i], item[j]> / temperature; normalise along dim=1 (log_softmax or "
         "logsumexp), take the diagonal, negate, average.",
     ]
 )
 def test_candidates_are_items():
     """The candidates of a user are the items of the batch; loss and gradients, golden values."""
-    assert_golden(golden("golden.json")["in_batch"]["plain"])
+    assert_golden("plain")
 
 
 @rung(
     hints=[
-        "The temperature may be a parameter that is learned.",
-        "float(temperature) or .item() cuts it out of the graph; dividing by the tensor does not.",
-    ]
-)
-def test_learned_temperature():
-    """A temperature that is a 0-dim tensor counts like a number and gets a gradient."""
-    case = golden("golden.json")["in_batch"]["plain"]
-    user, item = tensor(case["arguments"]["user"]), tensor(case["arguments"]["item"])
-    temperature = tensor(case["arguments"]["temperature"])
-    loss = losses.in_batch_softmax_loss(user, item, temperature=temperature)
-    assert_scalar(loss, case["expected"]["loss"], **FLOAT32)
-    assert_gradients(loss, case["expected"], {"temperature": temperature}, rtol=1e-4, atol=1e-5)
-
-
-@rung(
-    hints=[
-        "A popular item is a candidate more often than it deserves; its score is lowered by log Q.",
+        "A popular item is a candidate more often than it deserves; its score is lowered by log Q, "
+        "which is a log-probability: the temperature must not stretch it.",
         "A softmax ignores a constant in a row, so the correction has to differ between the "
         "columns. It is the given log_q, not a count within this batch.",
         "scores = user @ item.T / temperature - log_q[None, :]",
     ]
 )
-def test_log_q_of_the_candidate():
-    """log_q[j] is subtracted from the score of candidate j, of every row, the positive included."""
+def test_log_q():
+    """log_q[j] is subtracted from the final score of candidate j in each row, its own included."""
     user = torch.zeros(3, 2, device=device())
     item = torch.randn(3, 2, generator=generator(1)).to(device())
     log_q = torch.tensor([0.5, 0.3, 0.2], device=device()).log()
-    loss = losses.in_batch_softmax_loss(user, item, temperature=1.0, log_q=log_q)
+    item_ids = torch.tensor([4, 9, 1], device=device())  # each once: nothing to count in the batch
     odds = [2, 10 / 3, 5]  # 1 / q
     expected = sum(math.log(sum(odds) / odd) for odd in odds) / 3
-    assert_scalar(loss, expected, **FLOAT32)
-
-
-@rung(
-    hints=[
-        "Which comes first, the division or the subtraction?",
-        "log_q is a log-probability on the scale of the final scores: the temperature must not "
-        "stretch it.",
-        "(user @ item.T) / temperature - log_q, not (user @ item.T - log_q) / temperature",
-    ]
-)
-def test_log_q_after_the_temperature():
-    """log_q is subtracted after the division by the temperature; golden values."""
-    assert_golden(golden("golden.json")["in_batch"]["log_q"])
+    for options in ({"log_q": log_q}, {"log_q": log_q, "item_ids": item_ids}):
+        loss = losses.in_batch_softmax_loss(user, item, temperature=0.5, **options)
+        assert_scalar(loss, expected, what="all inner products are 0", **FLOAT32)
+    assert_golden("log_q")
 
 
 @rung(
     hints=[
         "Rows 0 and 1 hold the same item: for each of them the other is no negative.",
-        "A score of 0 is a competitor (exp(0) = 1). And each row's own entry has to stay.",
+        "A score of 0 is a competitor (exp(0) = 1). Each row's own entry has to stay, and so has "
+        "each row's term.",
         "hit = item_ids[:, None] == item_ids[None, :], less its diagonal; "
         "scores.masked_fill(hit, -inf)",
     ]
 )
 def test_accidental_hits():
-    """With item_ids, the same item in another row leaves the denominator."""
+    """With item_ids, the same item in another row leaves the denominator, and only there."""
     eye = torch.eye(3, device=device())
     scores = torch.tensor([[-5.0, -4, -8], [-6, -5, -8], [-9, -7, -4]], device=device())
     item_ids = torch.tensor([7, 7, 3], device=device())
@@ -234,15 +245,21 @@ def test_accidental_hits():
     expected = sum(math.log(sum(math.exp(s) for s in row)) - row[0] for row in rows) / 3
     loss = losses.in_batch_softmax_loss(scores, eye, temperature=1.0, item_ids=item_ids)
     assert_scalar(loss, expected, **FLOAT32)
-    lower = scores - 1000  # a hit is out of the race even if all others are far behind
-    loss = losses.in_batch_softmax_loss(lower, eye, temperature=1.0, item_ids=item_ids)
-    assert_scalar(loss, expected, what="all scores 1000 lower", rtol=1e-3)
+    lower, eye64 = scores.double() - 20000, eye.double()
+    loss = losses.in_batch_softmax_loss(lower, eye64, temperature=1.0, item_ids=item_ids)
+    assert_scalar(loss, expected, what="all scores 20000 lower: the hit too is out", rtol=1e-6)
+    ahead = scores.clone()
+    ahead[0, 1] = ahead[1, 0] = 1000.0
+    loss = losses.in_batch_softmax_loss(ahead, eye, temperature=1.0, item_ids=item_ids)
+    assert_scalar(loss, expected, what="the hits' scores are 1000: out all the same", **FLOAT32)
+    assert_golden("item_ids")
 
 
 @rung(
     hints=[
         "Two equal vectors may be two items, and one item may have two vectors (dropout).",
-        "Compare item_ids, as the integers they are: floats mix up large ones.",
+        "Compare item_ids, as the integers they are: floats mix up large ones, and no id is "
+        "special.",
         "item_ids[:, None] == item_ids[None, :] knows everything that is needed.",
     ]
 )
@@ -251,107 +268,125 @@ def test_items_are_told_apart_by_id():
     user, item = pair(2, 5, 3, torch.float64)
     item = item.detach()
     item[3] = item[1]  # two items with one vector: both stay candidates
-    numbers = {"user": user.detach().cpu().numpy(), "item": item.cpu().numpy(), "temperature": 0.5}
-    for ids in ([4, 0, 2, 3, 1], [2**53, 2**53 + 1, 5, 2**32 + 5, 2**53], [6, 6, 6, 6, 6]):
-        item_ids = torch.tensor(ids, device=device())
-        loss = losses.in_batch_softmax_loss(user, item, temperature=0.5, item_ids=item_ids)
-        what = f"item_ids = {ids}"
-        assert_scalar(loss, definition(**numbers, item_ids=ids), what=what, rtol=1e-5)
-    item_ids = torch.tensor([3, 3, 1, 2, 1], dtype=torch.int32, device=device())
-    loss = losses.in_batch_softmax_loss(user, item, temperature=0.5, item_ids=item_ids)
-    assert_scalar(loss, definition(**numbers, item_ids=item_ids.tolist()), rtol=1e-5)
+    item.requires_grad_()
+    for ids in (
+        [4, 0, 2, 3, 1],
+        [0, 0, -1, 2, -1],
+        [2**53, 2**53 + 1, 5, 2**32 + 5, 2**53],
+        [16777217, 16777216, 16777217, 100000, 100001],
+        [6, 6, 6, 6, 6],
+    ):
+        for dtype in (torch.int64, torch.int32)[: 1 + (max(ids) < 2**31)]:
+            assert_exact(
+                user,
+                item,
+                0.5,
+                item_ids=torch.tensor(ids, dtype=dtype, device=device()),
+                what=f"item_ids = {ids}",
+                value={"rtol": 1e-5, "atol": 1e-9},
+                slope={"rtol": 1e-4, "atol": 1e-6},
+            )
 
 
 @rung(
     hints=[
         "A weighted mean is a sum of w times loss, divided by something.",
         "Divide by the sum of the weights, not by B. A row of weight 0 is still a candidate of "
-        "the others. A sum of 0 must not become 0 / 0.",
+        "the others. A sum of 0 must not become 0 / 0, in the gradient neither.",
         "(w * row_loss).sum() / w.sum(), with the divisor replaced by 1 where it is 0",
     ]
 )
 def test_sample_weights():
     """sample_weight makes a weighted mean of the rows' losses; weights that sum to 0 give 0."""
-    assert_golden(golden("golden.json")["in_batch"]["sample_weight"])
+    assert_golden("sample_weight")
     user, item = pair(3, 4, 3)
-    numbers = [x.detach().cpu().double().numpy() for x in (user, item)]
-    sample_weight = torch.tensor([0.01, 0.02, 0.0, 0.05], device=device())
-    loss = losses.in_batch_softmax_loss(user, item, temperature=0.5, sample_weight=sample_weight)
-    expected = definition(*numbers, 0.5, sample_weight=sample_weight.tolist())
-    assert_scalar(loss, expected, what="weights that sum to 0.08", **FLOAT32)
+    for scale in (0.01, 100.0, 1e-7):
+        sample_weight = scale * torch.tensor([1.0, 2.0, 0.0, 5.0], device=device())
+        assert_exact(
+            user,
+            item,
+            0.5,
+            sample_weight=sample_weight,
+            what=f"sample_weight = {scale:g} * [1, 2, 0, 5]",
+            value=FLOAT32,
+            slope={"rtol": 1e-4, "atol": 1e-5},
+        )
     sample_weight = torch.zeros(4, device=device())
     loss = losses.in_batch_softmax_loss(user, item, temperature=0.5, sample_weight=sample_weight)
     assert_scalar(loss, 0.0, what="all weights are 0")
     zeros = {"user": np.zeros((4, 3)), "item": np.zeros((4, 3))}
-    assert_gradients(loss, zeros, {"user": user, "item": item})
+    assert_gradients(loss, zeros, {"user": user, "item": item}, what="all weights are 0")
 
 
 @rung(
     hints=[
         "The other direction asks: which user of the batch chose this item?",
         "It is the mean of the two losses. Its candidates are users, so logQ does not enter; the "
-        "accidental hits are the same.",
+        "accidental hits and the weights are the same.",
         "(loss(scores - log_q) + loss(scores.T)) / 2, both masked and weighted alike",
     ]
 )
 def test_symmetric():
     """symmetric averages with the loss of items over users, where logQ has no part."""
-    assert_golden(golden("golden.json")["in_batch"]["symmetric"])
+    assert_golden("symmetric")
     user, item = pair(4, 5, 3)
-    log_q = torch.tensor([0.4, 0.03, 0.2, 0.01, 0.1], device=device()).log()
-    loss = losses.in_batch_softmax_loss(user, item, temperature=0.5, log_q=log_q, symmetric=True)
-    numbers = [x.detach().cpu().double().numpy() for x in (user, item)]
-    expected = definition(*numbers, 0.5, log_q=log_q.tolist(), symmetric=True)
-    assert_scalar(loss, expected, what="with log_q", **FLOAT32)
+    options = constants(
+        {
+            "log_q": np.log([0.4, 0.03, 0.2, 0.01, 0.1]).tolist(),
+            "item_ids": [3, 8, 3, 1, 8],
+            "sample_weight": [0.2, 1.0, 3.5, 0.0, 2.0],
+        }
+    )
+    for name, given in options.items():
+        assert_exact(
+            user,
+            item,
+            0.5,
+            symmetric=True,
+            **{name: given},
+            what=f"symmetric with {name}",
+            value=FLOAT32,
+            slope={"rtol": 1e-4, "atol": 1e-5},
+        )
+    assert_golden("all")
 
 
 @rung(
     hints=[
-        "Each option works alone; now they meet. Take one away after the other.",
-        "Weights act on rows after the row losses, in both directions; the mask acts on both "
-        "directions; log_q on one.",
+        "The candidates are all items of the catalogue, and target says which one was chosen.",
+        "Nothing is sampled, so there is no logQ and no accidental hit; two users may have chosen "
+        "the same item. Temperature and weights mean what they mean in the batch.",
+        "Cross-entropy of user @ catalogue.T / temperature with the label target, then the same "
+        "weighted mean.",
     ]
 )
-def test_all_together():
-    """All options at once, on random batches in float64: loss and every gradient."""
-    assert_golden(golden("golden.json")["in_batch"]["all"])
-    for seed, (batch, width, symmetric) in enumerate([(6, 2, True), (4, 7, False)]):
-        # every other column of a wider tensor: not contiguous
-        wide = [
-            tensor(
-                torch.randn(batch, 2 * width, generator=generator(10 * seed + side)), torch.float64
-            )
-            for side in (1, 2)
-        ]
-        user, item = (x.detach()[:, ::2].requires_grad_() for x in wide)
-        temperature = tensor(0.3 + seed, torch.float64)
-        options = constants(
-            {
-                "item_ids": [3, 8, 3, 1, 8, 0][:batch],
-                "log_q": np.log([0.3, 0.02, 0.3, 0.1, 0.02, 0.2])[:batch].tolist(),
-                "sample_weight": [0.2, 1.0, 3.5, 0.7, 0.0, 2.0][:batch],
-                "symmetric": symmetric,
-            },
-            torch.float64,
-        )
-        loss = losses.in_batch_softmax_loss(user, item, temperature=temperature, **options)
-        leaves = {"user": user, "item": item, "temperature": temperature}
-        numbers = {name: x.detach().cpu().numpy() for name, x in leaves.items()}
-        fixed = {name: x.tolist() if hasattr(x, "tolist") else x for name, x in options.items()}
+def test_full_softmax():
+    """The full softmax has every item of the catalogue as a candidate; golden values."""
+    assert_golden("plain", "full")
+    assert_golden("sample_weight", "full")
+    user, catalogue = (x.detach() for x in pair(12, 5, 3))
+    order = torch.tensor([2, 0, 4, 1, 3], device=device())
+    in_batch = losses.in_batch_softmax_loss(user, catalogue[order], temperature=0.2)
+    loss = losses.full_softmax_loss(user, catalogue, order, temperature=0.2)
+    what = "a batch that holds each item once: as in_batch_softmax_loss"
+    assert_scalar(loss, float(in_batch), what=what, **FLOAT32)
+    user, catalogue = pair(3, 4, 3)
+    target, none = torch.tensor([1, 3, 1, 0], device=device()), torch.zeros(4, device=device())
+    loss = losses.full_softmax_loss(user, catalogue, target, temperature=0.2, sample_weight=none)
+    assert_scalar(loss, 0.0, what="all weights are 0")
+    zeros = {"user": np.zeros((4, 3)), "catalogue": np.zeros((4, 3))}
+    leaves = {"user": user, "catalogue": catalogue}
+    assert_gradients(loss, zeros, leaves, what="all weights are 0")
 
-        def exact(fixed=fixed, **inputs):
-            return definition(**inputs, **fixed)
 
-        assert_scalar(loss, exact(**numbers), rtol=1e-9)
-        # a loss is often one term of several: its gradients scale with what comes from above
-        expected = {name: 3 * slope for name, slope in slopes(exact, numbers).items()}
-        assert_gradients(3 * loss, expected, leaves, rtol=1e-6, atol=1e-7)
+# --- both losses ----------------------------------------------------------------------------------
 
 
 @rung(
     hints=[
         "exp(1000) is infinite, and the log of a softmax that rounds to 0 is too.",
-        "Let one function do log, sum and exp together; it subtracts the maximum first.",
+        "Let one function do log, sum and exp together; it subtracts the maximum first. No "
+        "epsilon, no clamp.",
         "torch.logsumexp, F.log_softmax or F.cross_entropy, never torch.exp or softmax(...).log()",
     ]
 )
@@ -359,24 +394,20 @@ def test_small_temperatures():
     """Loss and gradients are finite and right at temperatures as small as 0.001."""
     angle = torch.tensor([[0.0, 1.0, 3.0, 4.1], [0.3, 0.9, 2.5, 3.0]], dtype=torch.float64)
     vectors = torch.stack([angle.cos(), angle.sin()], dim=-1)
-    numbers = {"user": vectors[0].numpy(), "item": vectors[1].numpy()}
-    item_ids = torch.tensor([5, 1, 2, 5], device=device())
-
-    def exact(**inputs):
-        return definition(**inputs, temperature=0.001, item_ids=item_ids.tolist())
-
+    in_batch = {"item_ids": torch.tensor([5, 1, 2, 5], device=device()), "symmetric": True}
+    full = {"target": torch.tensor([2, 1, 3, 1], device=device())}
+    slope = {"rtol": 1e-3, "atol": 1e-2}  # gradients of size 1000
     for dtype, rtol in ((torch.float32, 1e-4), (torch.float64, 1e-9)):
         user, item = tensor(vectors[0], dtype), tensor(vectors[1], dtype)
-        loss = losses.in_batch_softmax_loss(user, item, temperature=0.001, item_ids=item_ids)
-        assert_scalar(loss, exact(**numbers), rtol=rtol)
-        expected = slopes(exact, numbers, step=1e-7)
-        leaves = {"user": user, "item": item}
-        assert_gradients(loss, expected, leaves, rtol=1e-3, atol=1e-2)  # they are of size 1000
+        for options in (in_batch, full):
+            for temperature in (0.001, tensor(0.001, dtype)):
+                assert_exact(user, item, temperature, **options, value={"rtol": rtol}, slope=slope)
 
 
 @rung(
     hints=[
-        "bfloat16 keeps three digits: too few for a difference of large numbers.",
+        "bfloat16 keeps three digits: too few for a difference of large numbers. float64 inputs "
+        "keep their own precision.",
         "Convert user and item before the matrix product. Under autocast that is not enough: the "
         "product itself would run in bfloat16.",
         "dtype = torch.promote_types(user.dtype, torch.float32); "
@@ -384,182 +415,105 @@ def test_small_temperatures():
     ]
 )
 def test_precision():
-    """The loss is computed in float32 at least: from bfloat16 and float16, and under autocast."""
-    for dtype in (torch.bfloat16, torch.float16):
-        user, item = pair(5, 6, 4, dtype)
-        loss = losses.in_batch_softmax_loss(user, item, temperature=0.1)
-        numbers = {"user": user, "item": item}
-        numbers = {name: x.detach().cpu().double().numpy() for name, x in numbers.items()}
-        expected = definition(**numbers, temperature=0.1)
-        assert_scalar(loss, expected, what=f"{dtype} inputs", rtol=1e-5, atol=1e-5)
-    user, item = pair(6, 6, 4)
-    numbers = [x.detach().cpu().double().numpy() for x in (user, item)]
-    with torch.autocast(device().type, dtype=torch.bfloat16):
-        loss = losses.in_batch_softmax_loss(user, item, temperature=0.1)
-    assert_scalar(loss, definition(*numbers, 0.1), what="under autocast", **FLOAT32)
+    """bfloat16 and float16 are computed in float32, autocast or not; float64 stays float64."""
+    weight = {"sample_weight": [0.3, 2.0, 0.7, 1.1, 0.0, 5.0]}
+    in_batch = {"symmetric": True, "item_ids": [3, 1, 4, 1, 5, 9], **weight}
+    for given in (in_batch, {"target": [5, 0, 1, 1, 3, 0], **weight}):
+        options = constants(given)
+        for dtype in (torch.bfloat16, torch.float16):
+            user, item = pair(5, 6, 4, dtype)
+            assert_exact(
+                user,
+                item,
+                0.1,
+                **options,
+                what=f"{dtype} inputs",
+                value=FLOAT32,
+                slope={"rtol": 3e-2, "atol": 3e-2},  # rounded to bfloat16, perhaps twice
+            )
+        user, item = (tensor(150 * x, torch.float16) for x in pair(5, 6, 4, torch.float64))
+        what = "float16 inputs whose products are beyond 65504"
+        wide = {"rtol": 1e-5, "atol": 1e-4}
+        slope = {"rtol": 1e-2, "atol": 1e-2}
+        assert_exact(user, item, 500.0, **options, what=what, value=wide, slope=slope)
+        user, item = pair(6, 6, 4, torch.float64)
+        exact64 = constants(given, torch.float64)
+        slope = {"rtol": 1e-8, "atol": 1e-9}
+        temperature = tensor(0.3, torch.float64)
+        what = "float64 inputs"
+        assert_exact(
+            user, item, temperature, **exact64, what=what, value={"rtol": 1e-9}, slope=slope
+        )
+        user, item = pair(6, 6, 4)
+        slope = {"rtol": 1e-4, "atol": 1e-4}
+        what = "under autocast"
+        temperature = tensor(0.1)
+        assert_exact(
+            user, item, temperature, **options, autocast=True, what=what, value=FLOAT32, slope=slope
+        )
 
 
 @rung(
     hints=[
-        "With one candidate there is nothing to confuse.",
-        "Name the axis when you reduce or squeeze, and do not divide by B - 1. Operations that "
-        "end in _ change what the caller handed in.",
+        "A shape that broadcasts by accident gives a loss that is merely wrong: refuse it. And "
+        "operations that end in _ change what the caller handed in.",
+        "log_q of shape (B, 1) would be subtracted from rows. Compare shapes with (B,) first.",
+        'raise ValueError(f"log_q must have shape {(B,)}, not {tuple(log_q.shape)}")',
     ]
 )
-def test_one_pair_and_untouched_inputs():
-    """A batch of one has the loss 0 and zero gradients; inputs are not changed."""
-    user, item = pair(7, 1, 3)
-    loss = losses.in_batch_softmax_loss(user, item, temperature=0.1, symmetric=True)
-    assert_scalar(loss, 0.0)
-    zeros = {"user": np.zeros((1, 3)), "item": np.zeros((1, 3))}
-    assert_gradients(loss, zeros, {"user": user, "item": item}, atol=1e-5)
+def test_inputs():
+    """Inputs are not changed; shapes that do not fit and temperatures <= 0 are a ValueError."""
     user, item = (x.detach() for x in pair(8, 4, 3))
+    catalogue = torch.cat([item, -item]).detach()
+    in_batch = {"user": user, "item": item, "temperature": 0.1}
+    full = {"user": user, "catalogue": catalogue, "temperature": 0.1}
+    full |= constants({"target": [5, 0, 7, 1], "sample_weight": [1.0, 0.5, 2.0, 4.0]})
     options = constants(
         {
             "log_q": [-1.0, -2.0, -3.0, -1.0],
             "item_ids": [1, 2, 3, 1],
             "sample_weight": [1.0, 0.5, 2.0, 4.0],
+            "symmetric": True,
         }
     )
-    given = {"user": user, "item": item, **options}
-    before = {name: x.clone() for name, x in given.items()}
-    losses.in_batch_softmax_loss(user, item, temperature=0.1, **options)
-    for name, x in given.items():
-        check(torch.equal(x, before[name]), "unchanged by the call", came_back=x, what=name)
-
-
-@rung(
-    hints=[
-        "A shape that broadcasts by accident gives a loss that is merely wrong: refuse it.",
-        "log_q of shape (B, 1) would be subtracted from rows. Compare shapes with (B,) first.",
-        'raise ValueError(f"log_q must have shape {(B,)}, not {tuple(log_q.shape)}")',
-    ]
-)
-def test_bad_input():
-    """Shapes that do not fit, an empty batch and a temperature of 0 or less are a ValueError."""
-    user, item = (x.detach() for x in pair(9, 4, 3))
-    loss = losses.in_batch_softmax_loss
-    for users, items in (
-        (user, item[:3]),
-        (user, item[:, :2]),
-        (user[0], item[0]),
-        (user[:0], item[:0]),
+    for loss, given in (
+        (losses.in_batch_softmax_loss, {**in_batch, **options}),
+        (losses.full_softmax_loss, full),
     ):
-        shapes = f"user{list(users.shape)}, item{list(items.shape)}"
-        expect_error(
-            lambda u=users, i=items: loss(u, i, temperature=0.1),
-            ValueError,
-            call=f"in_batch_softmax_loss({shapes}, temperature=0.1)",
-        )
+        tensors = {name: x for name, x in given.items() if isinstance(x, torch.Tensor)}
+        before = {name: x.clone() for name, x in tensors.items()}
+        loss(**given)
+        for name, x in tensors.items():
+            same = torch.equal(x, before[name])
+            call = f"{loss.__name__}(...)"
+            check(same, "unchanged by the call", came_back=x, call=call, what=name)
+
+    def refused(function, given, **changes):
+        told = {k: list(v.shape) if isinstance(v, torch.Tensor) else v for k, v in changes.items()}
+        call = f"{function}(...) with {', '.join(f'{k}: {v}' for k, v in told.items())}"
+        loss = getattr(losses, function)
+        expect_error(lambda: loss(**{**given, **changes}), ValueError, call=call)
+
+    name = "in_batch_softmax_loss"
+    refused(name, in_batch, item=item[:3])
+    refused(name, in_batch, item=item[:, :2])
+    refused(name, in_batch, user=user[0], item=item[0])
+    refused(name, in_batch, user=user[None], item=item[None])
+    refused(name, in_batch, user=user[:0], item=item[:0])
     for temperature in (0, 0.0, -0.1):
-        expect_error(
-            lambda t=temperature: loss(user, item, temperature=t),
-            ValueError,
-            call=f"in_batch_softmax_loss(user, item, temperature={temperature})",
-        )
-    for name in ("item_ids", "log_q", "sample_weight"):
-        for shape in ((4, 1), (3,), (1,), ()):
-            value = torch.ones(shape, dtype=torch.int64 if name == "item_ids" else torch.float32)
-            options = {"temperature": 0.1, name: value.to(device())}
-            expect_error(
-                lambda o=options: loss(user, item, **o),
-                ValueError,
-                call=f"in_batch_softmax_loss(user[4, 3], item[4, 3], temperature=0.1, "
-                f"{name}={list(shape)})",
-            )
-
-
-# --- the full softmax -----------------------------------------------------------------------------
-
-
-@rung(
-    hints=[
-        "The candidates are all items of the catalogue, and target says which one was chosen.",
-        "Nothing is sampled, so there is no logQ and no accidental hit; two users may have chosen "
-        "the same item.",
-        "Cross-entropy of user @ catalogue.T / temperature with the label target.",
-    ]
-)
-def test_full_softmax():
-    """The full softmax has every item of the catalogue as a candidate; golden values."""
-    for case in golden("golden.json")["full"].values():
-        options = constants(case["arguments"])
-        target, temperature = options["target"], options["temperature"]
-        user, catalogue = tensor(options["user"]), tensor(options["catalogue"])
-        more = {name: options[name] for name in ("sample_weight",) if name in options}
-        loss = losses.full_softmax_loss(user, catalogue, target, temperature=temperature, **more)
-        assert_scalar(loss, case["expected"]["loss"], **FLOAT32)
-        leaves = {"user": user, "catalogue": catalogue}
-        assert_gradients(loss, case["expected"], leaves, rtol=1e-4, atol=1e-5)
-
-
-@rung(
-    hints=[
-        "Row i of the batch holds item target[i]: then both forms have the same candidates.",
-        "What the in-batch form takes care of holds here too: learned and small temperatures, "
-        "low precision, autocast, weights that sum to 0.",
-        "Let both functions share the helpers: scores, row losses, the weighted mean.",
-    ]
-)
-def test_full_softmax_is_the_limit():
-    """On a batch that holds each item once, both forms agree, at any temperature and precision."""
-    order = torch.tensor([2, 0, 4, 1, 3], device=device())
-    for dtype, value in ((torch.float64, 0.2), (torch.float32, 0.002), (torch.bfloat16, 0.1)):
-        draw = torch.randn(2, 5, 3, generator=generator(11), dtype=torch.float64)
-        user, catalogue = (tensor(x, dtype) for x in draw)
-        temperature = tensor(value, torch.float64 if dtype == torch.float64 else torch.float32)
-        loss = losses.full_softmax_loss(user, catalogue, order, temperature=temperature)
-        numbers = {"user": user, "item": catalogue[order], "temperature": temperature}
-        numbers = {name: x.detach().cpu().double().numpy() for name, x in numbers.items()}
-        rtol = 1e-9 if dtype == torch.float64 else 1e-5
-        assert_scalar(loss, definition(**numbers), what=f"{dtype} inputs", rtol=rtol, atol=1e-5)
-        if dtype == torch.float64:
-            expected = slopes(definition, numbers)
-            leaves = {"user": user, "temperature": temperature}
-            assert_gradients(loss, expected, leaves, rtol=1e-6, atol=1e-7)
-    user, catalogue = (x.detach() for x in pair(12, 5, 3))
-    numbers = [x.cpu().double().numpy() for x in (user, catalogue[order])]
-    with torch.autocast(device().type, dtype=torch.bfloat16):
-        loss = losses.full_softmax_loss(user, catalogue, order, temperature=0.1)
-    assert_scalar(loss, definition(*numbers, 0.1), what="under autocast", **FLOAT32)
-    sample_weight = torch.zeros(5, device=device())
-    loss = losses.full_softmax_loss(
-        user, catalogue, order, temperature=0.1, sample_weight=sample_weight
-    )
-    assert_scalar(loss, 0.0, what="all weights are 0")
-
-
-@rung(
-    hints=[
-        "target is (B,), one label a row; user and catalogue share their width D.",
-        "Check shapes and the temperature first, and say what was expected.",
-    ]
-)
-def test_full_softmax_bad_input():
-    """The full softmax refuses shapes that do not fit, an empty batch and a bad temperature."""
-    user, catalogue = torch.ones(4, 3, device=device()), torch.ones(6, 3, device=device())
-    target = torch.tensor([5, 0, 1, 1], device=device())
-    good = {"user": user, "catalogue": catalogue, "target": target, "temperature": 0.1}
-    for name, value in (
-        ("catalogue", catalogue[:, :2]),
-        ("catalogue", catalogue[0]),
-        ("user", user[0]),
-        ("target", target[:3]),
-        ("target", target[:, None]),
-        ("sample_weight", torch.ones(4, 1, device=device())),
-        ("sample_weight", torch.ones(1, device=device())),
-        ("temperature", 0.0),
-        ("temperature", -1),
-    ):
-        text = list(value.shape) if isinstance(value, torch.Tensor) else value
-        expect_error(
-            lambda o={**good, name: value}: losses.full_softmax_loss(**o),
-            ValueError,
-            call=f"full_softmax_loss(...) with {name}: {text}",
-        )
-    empty = {**good, "user": user[:0], "target": target[:0]}
-    expect_error(
-        lambda: losses.full_softmax_loss(**empty),
-        ValueError,
-        call="full_softmax_loss(user[0, 3], catalogue[6, 3], target[0])",
-    )
+        refused(name, in_batch, temperature=temperature)
+    for option in ("item_ids", "log_q", "sample_weight"):
+        for shape in ((4, 1), (3,), (1,), (), (4, 4)):
+            refused(name, in_batch, **{option: options[option][0].expand(shape)})
+    name = "full_softmax_loss"
+    refused(name, full, catalogue=catalogue[:, :2])
+    refused(name, full, catalogue=catalogue[0])
+    refused(name, full, user=user[0])
+    for shape in ((4, 1), (3,), ()):
+        refused(name, full, target=full["target"][0].expand(shape))
+    for shape in ((4, 1), (3,), (1,), ()):
+        refused(name, full, sample_weight=full["sample_weight"][0].expand(shape))
+    for temperature in (0.0, -1):
+        refused(name, full, temperature=temperature)
+    empty = {"target": full["target"][:0], "sample_weight": None}
+    refused(name, full, user=user[:0], **empty)

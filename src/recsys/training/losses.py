@@ -31,9 +31,10 @@ def in_batch_softmax_loss(
     - **Accidental hits**: with ``item_ids``, ``C(i) = {i} | {j : item_ids[j] != item_ids[i]}``. The
       same item in another row is no negative, so it leaves the denominator; it is not counted as
       a second positive either. Every row keeps its own term. Identity is a matter of ids, never
-      of vectors. Without ``item_ids`` all rows are candidates.
-    - **Weights**: ``sample_weight`` is w, default 1 for each row; if it adds up to 0 the result is
-      0 (with zero gradients).
+      of vectors, and no id is special. Without ``item_ids`` all rows are candidates.
+    - **Weights**: ``sample_weight`` is w, default 1 for each row. Only their ratios matter, however
+      small they all are; if they add up to 0 the result is 0 (with zero gradients). A row of
+      weight 0 is still a candidate of the others.
     - **Symmetric form**: the mean of the above and of the same loss with users as the candidates
       of an item: ``s'[j, i] = <user[i], item[j]> / temperature`` over the same C, with the same
       weights. There the candidates are users, so logQ, a property of items, has no part in it.
@@ -43,6 +44,12 @@ def in_batch_softmax_loss(
     exp overflows and a probability rounds to 0 (log-sum-exp, never exp alone). Inputs are not
     changed.
 
+    Cost, of both losses: the number of tensor operations does not grow with B (no Python loop over
+    rows, though chunks of a hundred rows are fine), no tensor is larger than the scores or the
+    inputs (nothing of (B, B, D)), and nothing is
+    read back to the host, which would wait for the GPU: no ``.item()``, no ``if`` on a tensor's
+    value, no result whose shape depends on values (an index by a boolean mask, ``unique``).
+
     Args:
         user, item: (B, D) floating point, B >= 1; row i of one belongs to row i of the other.
         temperature: above 0; a 0-dim tensor gets a gradient.
@@ -50,7 +57,7 @@ def in_batch_softmax_loss(
         symmetric: whether to average both directions.
 
     Returns:
-        A 0-dim tensor; 0 for B = 1.
+        A 0-dim tensor that can be differentiated; 0 for B = 1.
 
     Raises:
         ValueError: shapes that do not fit, an empty batch, a temperature (if a number) not above 0.
