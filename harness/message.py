@@ -21,6 +21,7 @@ from harness.calls import seen
 from harness.catalog import Kata
 from harness.paths import REFERENCE, ROOT
 
+EXAMPLE = re.compile("Falsifying example:|Failing test case:")  # older and newer hypothesis
 WIDTH = 80
 LABEL = 11
 STUB = re.compile(r"kata (\d\d): write (\S+) in (\S+)")
@@ -97,8 +98,10 @@ def explain(error: BaseException, kata: Kata | None, test_file: Path) -> Red:
         red.facts += contract(kata, error.name)
     else:
         raised(red, error, kata, test_file)
-    notes = [note for note in getattr(error, "__notes__", []) if "Falsifying example" in note]
-    red.facts += [("example", " ".join(note.split())) for note in notes[:1]]
+    for note in getattr(error, "__notes__", []):
+        if EXAMPLE.match(note):
+            red.facts.append(("example", " ".join(note.partition(":")[2].split())))
+            break
     return red
 
 

@@ -62,6 +62,37 @@ def rung(*, hint: str = "", hints: Sequence[str] = ()) -> Callable[[Test], Test]
     return mark
 
 
+def given(
+    strategies: Callable[[Any], dict[str, Any]], *, examples: int = 20
+) -> Callable[[Test], Callable[[], None]]:
+    """Let hypothesis choose a test's arguments, the same ones in every run::
+
+        @rung(hint="The mean moves with the rows.")
+        @given(lambda st: {"rows": st.integers(1, 7), "shift": st.floats(-500, 500)})
+        def test_a_shift_changes_nothing(rows, shift):
+
+    Args:
+        strategies: from `hypothesis.strategies` to a strategy for each argument. It is called when
+            the test runs: importing hypothesis takes longer than most katas do.
+        examples: at most so many are tried.
+    """
+
+    def mark(test: Test) -> Callable[[], None]:
+        def run() -> None:
+            import hypothesis
+
+            quick = hypothesis.settings(
+                derandomize=True, database=None, deadline=None, max_examples=examples
+            )
+            quick(hypothesis.given(**strategies(hypothesis.strategies))(test))()
+
+        run.__name__, run.__qualname__ = test.__name__, test.__qualname__
+        run.__module__, run.__doc__ = test.__module__, test.__doc__
+        return run
+
+    return mark
+
+
 class Learner:
     """A module of the learner, imported anew from the --impl roots when an attribute is used."""
 

@@ -1,17 +1,20 @@
 """Kata NN: what holds for any input."""
 
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from harness.spec import assert_close, device, learner, rung
+from harness.spec import assert_close, device, given, learner, rung
 
 part = learner("MODULE")
 
 
 @rung(hint="The mean moves with the rows.")
-@settings(derandomize=True, database=None, deadline=None, max_examples=20)
-@given(rows=st.integers(1, 7), width=st.integers(1, 5), shift=st.floats(-500, 500))
+@given(
+    lambda st: {
+        "rows": st.integers(1, 7),
+        "width": st.integers(1, 5),
+        "shift": st.floats(-500, 500),
+    }
+)
 def test_a_shift_changes_nothing(rows, width, shift):
     """Adding the same number to all rows gives the same result."""
     x = torch.arange(rows * width, dtype=torch.float64, device=device()).reshape(rows, width).sin()

@@ -157,3 +157,29 @@ def test_code_that_is_not_there_refuses_nothing(error):
 def test_inputs_are_the_same_on_every_device():
     one, two = (torch.randn(3, generator=spec.generator(7)) for _ in range(2))
     assert torch.equal(one, two)
+
+
+def test_given_imports_hypothesis_when_it_runs(checkout):
+    checkout.spec.write_text(
+        """import sys
+from harness.spec import assert_equal, given, learner, rung
+
+models = learner("models.scale")
+
+@rung(hint="x")
+@given(lambda st: {"x": st.integers(-9, 9)}, examples=30)
+def test_any(x):
+    \"\"\"Twice any number.\"\"\"
+    assert_equal(models.scale(x), 2 * x)
+
+assert "hypothesis" not in sys.modules
+"""
+    )
+    red = checkout.pytest("katas/01_scale", "-q")
+    assert "write scale in" in red.out and "passed" not in red.out, red
+    wrong = "def scale(x, *, factor=2):\n    return x * factor if x < 4 else 0\n"
+    checkout.scale.write_text(wrong)
+    red = checkout.pytest("katas/01_scale", "-q")
+    assert "example      test_any( x=4, )" in red.out and "Twice any number." in red.out, red
+    green = checkout.pytest("katas/01_scale", "-q", "--impl", "reference")
+    assert "1 passed" in green.out, green
