@@ -277,7 +277,7 @@ def sync_of_function(func: Any, args: tuple, kwargs: dict) -> str | None:
         name = SYNC_FUNCTIONS.get(func)
     except TypeError:  # not hashable
         return None
-    if name is None and func is Tensor.to:
+    if name is None and func is Tensor.to and not kwargs.get("non_blocking"):
         target = kwargs.get("device", args[1] if len(args) > 1 else None)
         # a torch.device may be the device of the run, and an honest `.to(device)`
         name = "to" if isinstance(target, str) and target.partition(":")[0] == "cpu" else None
@@ -289,10 +289,11 @@ def sync_of_operation(
 ) -> str | None:
     """The name of a synchronisation among the dispatched operations, or None."""
     given = tree_leaves(args)
-    if name in ("_to_copy", "copy_", "_copy_from_and_resize"):
+    if name in ("_to_copy", "copy_"):
         target, source = (args[0], args[1]) if name == "copy_" else (out, args[0])
         leaves = on_device(source) and source.device.type != "cpu" and target.device.type == "cpu"
-        return "to" if leaves else None
+        later = kwargs.get("non_blocking") or (name == "copy_" and args[2:] == (True,))
+        return "to" if leaves and not later else None
     if not any(on_device(each) for each in given):
         return None
     if name == "repeat_interleave":

@@ -293,7 +293,8 @@ def dispatch(func: Any, args: tuple, kwargs: dict, meter: DeviceMeter | None) ->
 
 
 INDEXING = {"index", "_unsafe_index", "index_put", "index_put_", "_index_put_impl_"}
-CROSSING = {"copy_", "_to_copy", "_pack_padded_sequence", "_has_compatible_shallow_copy_type"}
+CROSSING = {"copy_", "_to_copy", "_foreach_copy_", "_has_compatible_shallow_copy_type"}
+CROSSING |= {"_pack_padded_sequence"}  # its lengths are on the CPU
 STRICT = {"cat", "stack", "embedding"}  # refuse even a 0-dim tensor of the CPU
 
 
