@@ -1,4 +1,9 @@
-"""Golden values of kata 02: normalised sums of parts, as where the MLP gives 0, in NumPy."""
+"""Golden values of kata 02 in float64 NumPy: towers whose learned numbers are all the same.
+
+With one number for all weights and biases of the linear maps, neither their names nor the order of
+the parts matters: what a tower gives is known exactly. Histories here hold one item, once or
+several times, so that the weights of places, whose formula is free, cancel.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,7 @@ import numpy as np
 
 SEED = 202
 WIDTH = 3
+ROWS = {"age": 4, "genres": 5, "item": 6}
 
 
 def unit(vector):
@@ -18,23 +24,72 @@ def mean_of(table, ids):
     return np.mean(rows, axis=0) if rows else np.zeros(WIDTH)
 
 
+def parts_of(tables, row, fill):
+    """The parts of one row: a dict of columns, of which some may be missing."""
+    parts = []
+    if "age" in row:
+        parts.append(tables["age"][row["age"]])
+    if "genres" in row:
+        parts.append(mean_of(tables["genres"], row["genres"]))
+    if "history" in row:
+        parts.append(mean_of(tables["item"], row["history"]))
+        parts.append(tables["item"][row["history"][0]])
+    if "year" in row:
+        parts.append(np.full(WIDTH, fill * np.sum(row["year"]) + fill))
+    if "plot" in row:
+        parts.append(np.full(WIDTH, fill * np.sum(row["plot"])))
+    return parts
+
+
+def tower(tables, row, hidden_dims, fill):
+    parts = parts_of(tables, row, fill)
+    x = np.concatenate(parts)
+    for width in hidden_dims:
+        x = np.maximum(np.full((width, len(x)), fill) @ x + fill, 0)
+    return unit(np.sum(parts, axis=0) + np.full((WIDTH, len(x)), fill) @ x + fill)
+
+
+def case(tables, what, columns, hidden_dims=(), fill=0.0):
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    out = [tower(tables, row, hidden_dims, fill) for row in rows]
+    return {"what": what, "hidden_dims": hidden_dims, "fill": fill, "batch": columns, "out": out}
+
+
 def golden():
     rng = np.random.default_rng(SEED)
-    age, genres = (rng.standard_normal((rows, WIDTH)).round(3) for rows in (4, 5))
-    age[0] = genres[0] = 0
-    inputs = [
-        ("an id and one genre", [1, 3, 2], [[2], [4], [1]]),
-        ("the mean of several genres", [3, 1], [[1, 4, 2], [3, 2, 4]]),
-        ("padding among the genres", [2, 2, 1], [[3, 0, 0], [4, 1, 0], [0, 0, 0]]),
-        ("an id that is padding", [0, 0], [[1, 3], [0, 0]]),
+    tables = {name: rng.standard_normal((rows, WIDTH)).round(3) for name, rows in ROWS.items()}
+    for table in tables.values():
+        table[0] = 0
+    year = rng.standard_normal((3, 2)).round(2)
+    plot = rng.standard_normal((3, 4)).round(2)
+
+    def some(what, columns, **how):
+        return case(tables, what, columns, **how)
+
+    sums = [
+        some("an id and one genre", {"age": [1, 3, 2], "genres": [[2], [4], [1]]}),
+        some("several genres", {"age": [3, 1], "genres": [[1, 4, 2], [3, 2, 4]]}),
+        some("padding among genres", {"age": [2, 2, 1], "genres": [[3, 0, 0], [4, 1, 0], [0] * 3]}),
+        some("a genre twice", {"age": [3, 1], "genres": [[1, 1, 4, 0], [2, 2, 2, 3]]}),
+        some("twelve genres", {"age": [2], "genres": [[1, 4, 3, 3, 1, 2, 4, 4, 1, 1, 2, 3]]}),
+        some("an id that is padding", {"age": [0, 0], "genres": [[1, 3], [0, 0]]}),
+        some("one item in the history", {"age": [1, 2], "history": [[4], [5]]}),
+        some("an item twice, padding", {"age": [3, 1], "history": [[2, 2, 0], [3, 0, 0]]}),
+        some("no history", {"age": [3, 1], "history": [[0, 0], [1, 1]]}),
     ]
-    cases = [
-        {
-            "what": what,
-            "age": ids,
-            "genres": bags,
-            "out": [unit(age[i] + mean_of(genres, bag)) for i, bag in zip(ids, bags, strict=True)],
-        }
-        for what, ids, bags in inputs
+    ids = {"age": [1, 3, 2]}
+    none = np.zeros((3, 4))
+    linear = [
+        some("dense numbers", {**ids, "year": year}, fill=0.3),
+        some("dense numbers of 0: the bias", {**ids, "year": np.zeros((3, 2))}, fill=0.3),
+        some("texts", {**ids, "plot": plot}, fill=0.3),
+        some("texts of 0: nothing", {**ids, "plot": none}, fill=0.3),
+        some("both", {**ids, "year": 9 * year, "plot": plot}, fill=-0.2),
     ]
-    return {"age": age, "genres": genres, "cases": cases}
+    both = {"genres": [[4, 1, 0], [0, 0, 0], [2, 0, 0]], "history": [[5, 5, 0], [2, 0, 0], [0] * 3]}
+    everything = {"age": [1, 0, 3], **both, "year": year, "plot": plot}
+    mlp = [
+        some(f"hidden_dims={hidden}", everything, hidden_dims=hidden, fill=fill)
+        for hidden, fill in (((), 0.3), ((4,), 0.3), ((4,), -0.2), ((5, 4), 0.3), ((7, 5, 4), 0.2))
+    ]
+    return {"tables": tables, "sums": sums, "linear": linear, "mlp": mlp}
