@@ -127,6 +127,25 @@ def kata_ids(parser: argparse.ArgumentParser, nargs: str | None = "*") -> None:
     )
 
 
+def one_kata(parser: argparse.ArgumentParser) -> None:
+    kata_ids(parser, nargs=None)
+
+
+def watch_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "kata", nargs="?", metavar="NN", help="a kata (default: the first that is not passing)"
+    )
+    parser.add_argument(
+        "--poll", action="store_true", help="look for changes, where the system tells of none"
+    )
+    parser.add_argument("--cold", action="store_true", help="a fresh process for each verdict")
+
+
+def solution_arguments(parser: argparse.ArgumentParser) -> None:
+    one_kata(parser)
+    parser.add_argument("--spoil", action="store_true", help="before the kata passes, too")
+
+
 def run_arguments(parser: argparse.ArgumentParser) -> None:
     impl(parser, "mine")
     parser.add_argument(
@@ -210,16 +229,25 @@ def data_arguments(parser: argparse.ArgumentParser) -> None:
 GROUPS = {
     "Every day": [
         Command("", "harness.board", "The board: where you are and what comes next"),
+        Command("watch", "harness.watch", "The verdict on each save", watch_arguments),
+        Command("hint", "harness.hint", "The next hint for the first red rung", one_kata),
         Command("run", "harness.run", "Train and judge the whole pipeline", run_arguments),
-        Command("test", "harness.runner", "Run katas and record how they went", test_arguments),
     ],
     "Now and then": [
+        Command("test", "harness.runner", "Run katas and record how they went", test_arguments),
+        Command("guide", "harness.guide", "A kata's guide", one_kata),
+        Command(
+            "solution",
+            "harness.solution",
+            "The reference beside your file, once the kata passes",
+            solution_arguments,
+        ),
         Command("status", "harness.board", "The board, for programs: --json", status_arguments),
         Command(
             "reset",
             "harness.reset",
             "A fresh stub of a kata; your file is kept beside it",
-            lambda parser: kata_ids(parser, nargs=None),
+            one_kata,
         ),
         Command("data", "harness.data", "Fetch a data set and check it", data_arguments),
         Command("doctor", "harness.doctor", "What this machine can do, and what is missing"),

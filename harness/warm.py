@@ -14,12 +14,13 @@ import gc
 import importlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -66,11 +67,13 @@ class Warm:
         timeout: float = runner.TIMEOUT,
         cwd: Path | None = None,
         transcript: bool = False,
+        listen: Callable[[dict[str, Any]], None] | None = None,
     ) -> runner.KataResult:
         """Run a kata's tests, as `runner.run_kata` does in a fresh process.
 
         Args:
             options: of pytest.
+            listen: is told each event (see events.py) when it happens.
             transcript: messages call the first folder of `impls` src, as the learner's own.
         """
         with tempfile.TemporaryDirectory(prefix="kata-") as folder:
@@ -79,7 +82,7 @@ class Warm:
             given = [*runner.arguments(kata, impls, None, cwd), *options]
             begin = time.monotonic()
             reason, output = self.call(
-                "pytest:main", [given], results, timeout, transcript=transcript
+                "pytest:main", [given], results, timeout, transcript=transcript, listen=listen
             )
             result = runner.KataResult(kata, output=output, seconds=time.monotonic() - begin)
             runner.judge(result, events.read(results), reason)
@@ -93,6 +96,7 @@ class Warm:
         timeout: float,
         *,
         transcript: bool = False,
+        listen: Callable[[dict[str, Any]], None] | None = None,
     ) -> tuple[str, str]:
         """Call "module:function" in a child; why it ended badly ("" if it did not), its output."""
         output = results.with_name("output.txt")
@@ -108,6 +112,8 @@ class Warm:
         try:
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
             self.process.stdin.flush()
+            if listen is not None:
+                self.follow(results, listen)
             line = self.process.stdout.readline()
             if not line:
                 raise BrokenPipeError
@@ -116,6 +122,15 @@ class Warm:
         reason = json.loads(line)
         text = output.read_text(encoding="utf-8", errors="replace") if output.is_file() else ""
         return reason, text
+
+    def follow(self, results: Path, listen: Callable[[dict[str, Any]], None]) -> None:
+        """Tell each event when it happens, until the child has ended."""
+        told, ended = 0, False
+        while not ended:
+            ended = bool(select.select([self.process.stdout], [], [], 0.01)[0])
+            for event in events.read(results)[told:]:
+                listen(event)
+                told += 1
 
     def close(self) -> None:
         """End the process; a child that still runs is killed."""
