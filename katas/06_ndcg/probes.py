@@ -57,7 +57,7 @@ def order_of_ties():
 def order_of_ties_over_the_cut():
     scores = floats([[8, 7, 7, 9, 7, 1.0], [2, 2, 2, 2, 2, 2]])
     grades = whole([[1, 2, 3, 5, 0, 1], [4, 3, 2, 5, 1, 6]])
-    return [metrics.ranked_relevance(scores, grades, 3), metrics.ranked_relevance(scores, grades, 1)]
+    return [metrics.ranked_relevance(scores, grades, k) for k in (3, 1)]
 
 
 @probe
@@ -158,7 +158,7 @@ def ndcg_of_fractions():
 
 @probe
 def ndcg_of_half_precision_scores():
-    return metrics.ndcg_at_k(SCORES.bfloat16(), GRADES, 5)
+    return metrics.ndcg_at_k(SCORES.half(), GRADES, 5)
 
 
 @probe
