@@ -51,7 +51,7 @@ def search(index: faiss.Index, queries: np.ndarray, k: int) -> tuple[np.ndarray,
 
     Args:
         queries: (Q, D), or (D,) for a single one; any float type and memory layout.
-        k: at least 1, of any size.
+        k: at least 1, of any size, above the number of items too.
 
     Returns:
         (scores, items): (Q, k) float32 and int64, best first; (1, k) for a single query. Where
@@ -71,7 +71,8 @@ def recall_at(index: faiss.Index, vectors: np.ndarray, queries: np.ndarray, k: i
     as that. Lists hold min(k, I) items.
 
     Args:
-        vectors: (I, D), what the index was built from. queries: (Q, D), Q >= 1. k: at least 1.
+        vectors: (I, D), what the index was built from. queries: (Q, D), Q >= 1. Of any float type.
+        k: at least 1.
 
     Returns:
         The mean over the queries, from 0 to 1.
@@ -95,7 +96,8 @@ class Recommender:
         seen: ``(items, offsets)`` as rows: user u has seen ``items[offsets[u] : offsets[u + 1]]``.
         ranker: ``ranker(users, items, scores)``, rows (B,), rows (B, C) with -1 where there is no
             candidate, stage-one scores (B, C), to a score for each candidate (B, C), an array or
-            a tensor. A row of its result depends on nothing but that row. None: stage one's order.
+            a tensor; what it says where there is no candidate means nothing. A row of its result
+            depends on nothing but that row. None: stage one's order.
         num_candidates: how many candidates the ranker is to choose from, at least.
         version: of the model, said in answers.
     """
@@ -128,10 +130,12 @@ class Recommender:
 
         Stage one takes a user's ``max(num_candidates, k)`` best items of those they have not seen;
         stage two scores these, and the k best are the answer. So the ranker has a choice even
-        where k is small, and seen items cost nobody a place.
+        where k is small, and seen items cost nobody a place. Both stages work on all users
+        together: one call of the ranker for a batch, and not an index search for each user.
 
         Args:
-            user_ids: known ids; the same one may be asked for twice. ks: as many, at least 1.
+            user_ids: known ids; the same one may be asked for twice. ks: as many, at least 1, of
+                any size.
 
         Returns:
             For each user, in the order asked, at most k tuples (item id, score, title), best first
@@ -190,15 +194,18 @@ def create_app(
 
     ===================  ======================================================================
     ``POST /recommend``  JSON ``{"user_id": 7, "k": 10}`` to ``{"user_id", "items": [{"item_id",
-                         "score", "title"}, ...], "model_version"}``, best first; k defaults to 10
+                         "score", "title"}, ...], "model_version"}``, best first; k defaults to 10.
+                         Both bodies and the statuses below are described in ``/openapi.json``
     ``GET /health``      200 while the process lives: restart it otherwise
     ``GET /ready``       200 from the end of the warm-up until shutdown begins, else 503: send
                          requests elsewhere meanwhile
-    ``GET /metrics``     Prometheus: ``recommend_requests_total{status="200"}`` and so on, and
-                         ``recommend_seconds``, ``recommend_batch_size``, ``recommend_waiting``
+    ``GET /metrics``     Prometheus, of this app alone: ``recommend_requests_total{status="200"}``
+                         and so on counts each answer of ``POST /recommend`` once; histograms
+                         ``recommend_seconds`` and ``recommend_batch_size`` (requests answered
+                         together); gauge ``recommend_waiting``, requests in the queue now
     ``POST /reload``     calls the loader again; the new recommender takes over in one step, after
-                         a warm-up of its own. If that fails the old one stays (503). 409 if the
-                         app was not made from a loader. For operators: keep it from the public
+                         a warm-up of its own. If either fails the old one stays (503). 409 if
+                         the app was not made from a loader. For operators: keep it from the public
     ===================  ======================================================================
 
     - Errors are JSON with a ``detail`` in words: 404 unknown user; 413 a body over ``max_body``
@@ -207,14 +214,14 @@ def create_app(
       one would silently mean the default, ids outside 0 to 2^53 - 1, a k outside 1 to ``max_k``,
       another content type); 503 with ``Retry-After`` if ``queue_size`` requests are waiting
       already or the service is not ready; 500 only if the recommender itself fails, which does not
-      take the other requests of its batch with it.
+      take the other requests of its batch with it; nor does a client that goes away while waiting.
     - Every number in an answer is finite.
     - Requests that wait at the same time are answered together, at most ``max_batch`` by one call
       of ``recommend_batch``; none waits for others to come. An answer is the same as if it had
       been asked alone. A slow recommender does not keep the service from telling its health and
       from taking or refusing requests.
     - The loader is called once, at startup, and a warm-up request is answered before the service
-      is ready. At shutdown all requests that were taken are answered.
+      is ready. At shutdown no more requests are taken (503), and all that were are answered.
 
     Args:
         source: a recommender, or a function without arguments that loads one.

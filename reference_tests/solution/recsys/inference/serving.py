@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -30,6 +31,8 @@ Item = tuple[int, float, str]  # raw id, score, title
 Ranker = Callable[[np.ndarray, np.ndarray, np.ndarray], Any]
 
 EXACT_UP_TO = 50_000  # items; below it, looking at all of them is as fast as an index
+
+_COUNTED = ("POST", "/recommend")
 
 _QUICK = 0.005  # seconds that the event loop may be held up
 
@@ -84,7 +87,7 @@ def search(index: faiss.Index, queries: np.ndarray, k: int) -> tuple[np.ndarray,
 
     Args:
         queries: (Q, D), or (D,) for a single one; any float type and memory layout.
-        k: at least 1, of any size.
+        k: at least 1, of any size, above the number of items too.
 
     Returns:
         (scores, items): (Q, k) float32 and int64, best first; (1, k) for a single query. Where
@@ -111,7 +114,8 @@ def recall_at(index: faiss.Index, vectors: np.ndarray, queries: np.ndarray, k: i
     as that. Lists hold min(k, I) items.
 
     Args:
-        vectors: (I, D), what the index was built from. queries: (Q, D), Q >= 1. k: at least 1.
+        vectors: (I, D), what the index was built from. queries: (Q, D), Q >= 1. Of any float type.
+        k: at least 1.
 
     Returns:
         The mean over the queries, from 0 to 1.
@@ -145,7 +149,8 @@ class Recommender:
         seen: ``(items, offsets)`` as rows: user u has seen ``items[offsets[u] : offsets[u + 1]]``.
         ranker: ``ranker(users, items, scores)``, rows (B,), rows (B, C) with -1 where there is no
             candidate, stage-one scores (B, C), to a score for each candidate (B, C), an array or
-            a tensor. A row of its result depends on nothing but that row. None: stage one's order.
+            a tensor; what it says where there is no candidate means nothing. A row of its result
+            depends on nothing but that row. None: stage one's order.
         num_candidates: how many candidates the ranker is to choose from, at least.
         version: of the model, said in answers.
     """
@@ -178,10 +183,12 @@ class Recommender:
 
         Stage one takes a user's ``max(num_candidates, k)`` best items of those they have not seen;
         stage two scores these, and the k best are the answer. So the ranker has a choice even
-        where k is small, and seen items cost nobody a place.
+        where k is small, and seen items cost nobody a place. Both stages work on all users
+        together: one call of the ranker for a batch, and not an index search for each user.
 
         Args:
-            user_ids: known ids; the same one may be asked for twice. ks: as many, at least 1.
+            user_ids: known ids; the same one may be asked for twice. ks: as many, at least 1, of
+                any size.
 
         Returns:
             For each user, in the order asked, at most k tuples (item id, score, title), best first
@@ -202,44 +209,40 @@ class Recommender:
             return []
         scores, items = self._candidates(users, np.maximum(k, self.num_candidates))
         if self.ranker is not None:
-            scores = np.asarray(self.ranker(users, items, scores)).astype(np.float64)  # a copy
-            scores[items < 0] = -np.inf
-        scores = np.where(np.isfinite(scores), scores, -np.inf)
-        order = np.argsort(-scores, axis=1, kind="stable")  # one permutation for both columns
-        items, scores = np.take_along_axis(items, order, 1), np.take_along_axis(scores, order, 1)
-        count = np.minimum(np.isfinite(scores).sum(1), k)
+            scores = np.asarray(self.ranker(users, items, scores), dtype=np.float64)
         answers = []
-        for row, n in enumerate(count):
-            top = items[row, :n]
-            titles = [self.titles[item] for item in top]
-            pairs = zip(self.item_ids[top].tolist(), scores[row, :n].tolist(), titles, strict=True)
-            answers.append(list(pairs))
+        for row, own, n in zip(scores, items, k.tolist(), strict=True):
+            places = np.flatnonzero(np.isfinite(row) & (own >= 0))
+            best = places[np.argsort(-row[places], kind="stable")[:n]]  # one order for all columns
+            top = own[best]
+            titles = [self.titles[item] for item in top.tolist()]
+            ids, values = self.item_ids[top].tolist(), row[best].tolist()
+            answers.append(list(zip(ids, values, titles, strict=True)))
         return answers
 
     def _candidates(self, users: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Each user's `wanted` best unseen items: (B, C) scores and items, -1 at the ends."""
-        num_items, offsets = len(self.item_ids), self.seen[1]
-        most = int((wanted + offsets[users + 1] - offsets[users]).max())
-        scores, items = search(self.index, self.user_vectors[users], min(most, num_items))
-        pairs = users[:, None] * num_items + items
-        place = np.searchsorted(self._seen_pairs, pairs)
-        good = (items >= 0) & (self._seen_pairs[place] != pairs)
-        good &= good.cumsum(1) <= wanted[:, None]  # whatever the others in the batch want
-        first = np.argsort(~good, axis=1, kind="stable")[:, : wanted.max()]
-        items = np.take_along_axis(np.where(good, items, -1), first, 1)
-        return np.take_along_axis(np.where(good, scores, -np.inf), first, 1), items
+        seen, offsets = self.seen
+        num_seen = offsets[users + 1] - offsets[users]
+        most = int((wanted + num_seen).max())
+        found = search(self.index, self.user_vectors[users], min(most, len(self.item_ids)))
+        width = min(int(wanted.max()), len(self.item_ids))
+        scores = np.full((len(users), width), -np.inf, dtype=np.float32)
+        items = np.full(scores.shape, -1, dtype=np.int64)
+        gone = np.zeros(len(self.item_ids) + 1, dtype=bool)
+        gone[-1] = True  # where nothing was found
+        for row, user in enumerate(users):
+            own = seen[offsets[user] : offsets[user + 1]]
+            gone[own] = True
+            places = np.flatnonzero(~gone[found[1][row]])[: wanted[row]]  # whatever others want
+            gone[own] = False
+            scores[row, : len(places)] = found[0][row, places]
+            items[row, : len(places)] = found[1][row, places]
+        return scores, items
 
     @cached_property
     def _row_of_user(self) -> dict[int, int]:
         return {user: row for row, user in enumerate(np.asarray(self.user_ids).tolist())}
-
-    @cached_property
-    def _seen_pairs(self) -> np.ndarray:
-        """Every (user, item) that was seen as one number, sorted; the end is beyond all."""
-        items, offsets = self.seen
-        users = np.repeat(np.arange(len(self.user_ids)), np.diff(offsets))
-        pairs = np.sort(users * len(self.item_ids) + np.asarray(items, dtype=np.int64))
-        return np.append(pairs, np.iinfo(np.int64).max)
 
 
 # --- over HTTP ------------------------------------------------------------------------------------
@@ -279,15 +282,18 @@ def create_app(
 
     ===================  ======================================================================
     ``POST /recommend``  JSON ``{"user_id": 7, "k": 10}`` to ``{"user_id", "items": [{"item_id",
-                         "score", "title"}, ...], "model_version"}``, best first; k defaults to 10
+                         "score", "title"}, ...], "model_version"}``, best first; k defaults to 10.
+                         Both bodies and the statuses below are described in ``/openapi.json``
     ``GET /health``      200 while the process lives: restart it otherwise
     ``GET /ready``       200 from the end of the warm-up until shutdown begins, else 503: send
                          requests elsewhere meanwhile
-    ``GET /metrics``     Prometheus: ``recommend_requests_total{status="200"}`` and so on, and
-                         ``recommend_seconds``, ``recommend_batch_size``, ``recommend_waiting``
+    ``GET /metrics``     Prometheus, of this app alone: ``recommend_requests_total{status="200"}``
+                         and so on counts each answer of ``POST /recommend`` once; histograms
+                         ``recommend_seconds`` and ``recommend_batch_size`` (requests answered
+                         together); gauge ``recommend_waiting``, requests in the queue now
     ``POST /reload``     calls the loader again; the new recommender takes over in one step, after
-                         a warm-up of its own. If that fails the old one stays (503). 409 if the
-                         app was not made from a loader. For operators: keep it from the public
+                         a warm-up of its own. If either fails the old one stays (503). 409 if
+                         the app was not made from a loader. For operators: keep it from the public
     ===================  ======================================================================
 
     - Errors are JSON with a ``detail`` in words: 404 unknown user; 413 a body over ``max_body``
@@ -296,14 +302,14 @@ def create_app(
       one would silently mean the default, ids outside 0 to 2^53 - 1, a k outside 1 to ``max_k``,
       another content type); 503 with ``Retry-After`` if ``queue_size`` requests are waiting
       already or the service is not ready; 500 only if the recommender itself fails, which does not
-      take the other requests of its batch with it.
+      take the other requests of its batch with it; nor does a client that goes away while waiting.
     - Every number in an answer is finite.
     - Requests that wait at the same time are answered together, at most ``max_batch`` by one call
       of ``recommend_batch``; none waits for others to come. An answer is the same as if it had
       been asked alone. A slow recommender does not keep the service from telling its health and
       from taking or refusing requests.
     - The loader is called once, at startup, and a warm-up request is answered before the service
-      is ready. At shutdown all requests that were taken are answered.
+      is ready. At shutdown no more requests are taken (503), and all that were are answered.
 
     Args:
         source: a recommender, or a function without arguments that loads one.
@@ -341,7 +347,9 @@ def create_app(
         await closing.close()
 
     app = FastAPI(title="Recommendations", lifespan=lifespan)
-    app.add_middleware(_BodyLimit, limit=max_body)
+    app.add_middleware(
+        _Edge, max_body=max_body, on_answer=lambda status: requests.labels(status).inc()
+    )
 
     @app.post(
         "/recommend",
@@ -351,7 +359,6 @@ def create_app(
     async def recommend(asked: RecommendRequest) -> Response:
         start = time.perf_counter()
         response = await answer(asked.user_id, asked.k)
-        requests.labels(response.status_code).inc()
         seconds.observe(time.perf_counter() - start)
         return response
 
@@ -401,7 +408,6 @@ def create_app(
     async def refuse(request: Request, error: RequestValidationError) -> Response:
         # says where and why but never echoes the input: it may hold NaN or broken text
         said = [f"{'.'.join(str(x) for x in e['loc'])}: {e['msg']}" for e in error.errors()]
-        requests.labels(422).inc()
         return _problem(422, "; ".join(said))
 
     return app
@@ -441,12 +447,9 @@ class _Batcher:
                 batch.append(self.queue.get_nowait())
             recommender, asked = self.recommender, [(user, k) for user, k, _ in batch]
             # a slow answer must not hold up the event loop; for a quick one a thread costs more
-            start = time.perf_counter()
-            if quick:
-                answers = _answer(recommender, asked)
-            else:
-                answers = await loop.run_in_executor(self.thread, _answer, recommender, asked)
-            quick = time.perf_counter() - start < _QUICK
+            work = functools.partial(_timed_answer, recommender, asked)
+            seconds, answers = work() if quick else await loop.run_in_executor(self.thread, work)
+            quick = seconds < _QUICK
             for (_, _, future), answer in zip(batch, answers, strict=True):
                 if future.done():  # the client has gone away
                     pass
@@ -464,11 +467,11 @@ class _Batcher:
         self.thread.shutdown()
 
 
-class _BodyLimit:
-    """ASGI middleware that stops reading a body at the limit, whatever its headers said."""
+class _Edge:
+    """ASGI middleware: bodies are read up to a limit, answers to POST /recommend are counted."""
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self.app, self.limit = app, limit
+    def __init__(self, app: ASGIApp, max_body: int, on_answer: Callable[[int], Any]) -> None:
+        self.app, self.max_body, self.on_answer = app, max_body, on_answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         size = 0
@@ -477,11 +480,26 @@ class _BodyLimit:
             nonlocal size
             message = await receive()
             size += len(message.get("body", b""))
-            if size > self.limit:
-                raise HTTPException(413, f"a body may have {self.limit} bytes")
+            if size > self.max_body:  # whatever its headers said
+                raise HTTPException(413, f"a body may have {self.max_body} bytes")
             return message
 
-        await self.app(scope, limited, send)
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self.on_answer(message["status"])
+            await send(message)
+
+        asked = scope["type"] == "http" and (scope["method"], scope["path"]) == _COUNTED
+        await self.app(scope, limited, counted if asked else send)
+
+
+def _timed_answer(
+    recommender: Recommender, asked: Sequence[tuple[int, int]]
+) -> tuple[float, list[Any]]:
+    """The seconds that `_answer` took, waiting for a thread apart, and what it gave."""
+    start = time.perf_counter()
+    answers = _answer(recommender, asked)
+    return time.perf_counter() - start, answers
 
 
 def _answer(recommender: Recommender, asked: Sequence[tuple[int, int]]) -> list[Any]:
