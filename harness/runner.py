@@ -14,7 +14,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,12 @@ def run_kata(
     timeout: float = TIMEOUT,
     *,
     cwd: Path | None = None,
+    listen: Callable[[dict[str, Any]], None] | None = None,
 ) -> KataResult:
-    """Run a kata's tests in a fresh process. Nothing that they do is an error here."""
+    """Run a kata's tests in a fresh process. Nothing that they do is an error here.
+
+    `listen` is told the events (see events.py), though only when all is over.
+    """
     with tempfile.TemporaryDirectory(prefix="kata-") as folder:
         results = Path(folder) / "results.jsonl"
         results.touch()
@@ -204,6 +209,29 @@ def judge(result: KataResult, lines: list[dict[str, Any]], reason: str) -> None:
         red.facts += result.diagnosis.facts
 
 
+@contextmanager
+def runs(*, cold: bool = False) -> Iterator[Callable[..., KataResult]]:
+    """How several katas are run: in forks of a warm process, or, if `cold`, in fresh ones."""
+    from harness import warm
+
+    if cold or not warm.available():
+        yield run_kata
+        return
+    with warm.Warm() as process:
+        yield process.run
+
+
+def tell(result: KataResult) -> None:
+    """A line for a kata, and why it has no result if it has none."""
+    state = "passing" if result.ok else "red"
+    line = f"{result.kata.id:<24} {state:<8} {result.passed}/{len(result.rungs)} rungs"
+    print(f"{line}  {result.seconds:.1f} s", flush=True)
+    if result.reason:
+        print(f"  no result: {result.reason}")
+        if not result.reds:
+            print("".join(f"  | {text}\n" for text in result.output.splitlines()[-8:]), end="")
+
+
 def main(args: argparse.Namespace) -> int:
     """`kata test [NN ...] [--impl ...]`: run katas isolated, and record the learner's own."""
     katas = catalog.load()
@@ -214,22 +242,17 @@ def main(args: argparse.Namespace) -> int:
     overlay.resolve(impls, Path.cwd())  # a wrong path is said once, before anything runs
     reds: list[message.Red] = []
     good = True
-    for kata in chosen:
-        digest = record.digest_of(kata)
-        result = run_kata(kata, impls, getattr(args, "device", None))
-        if not impls:
-            record.write(
-                kata, result.rungs, digest=digest, reason=result.reason, seconds=result.seconds
-            )
-        reds += result.reds
-        good = good and result.ok
-        state = "passing" if result.ok else "red"
-        line = f"{kata.id:<24} {state:<8} {result.passed}/{len(result.rungs)} rungs"
-        print(f"{line}  {result.seconds:.1f} s", flush=True)
-        if result.reason:
-            print(f"  no result: {result.reason}")
-            if not result.reds:
-                print("".join(f"  | {text}\n" for text in result.output.splitlines()[-8:]), end="")
+    with runs(cold=len(chosen) == 1 or args.device != "cpu") as run:
+        for kata in chosen:
+            digest = record.digest_of(kata)
+            result = run(kata, impls, args.device)
+            if not impls:
+                record.write(
+                    kata, result.rungs, digest=digest, reason=result.reason, seconds=result.seconds
+                )
+            reds += result.reds
+            good = good and result.ok
+            tell(result)
     if reds:
         print()
         print("\n".join(message.screen(reds[0], reds[1:])))

@@ -294,7 +294,7 @@ def main(args: argparse.Namespace) -> int:
         if stale:
             print("Bring them up to date: kata stubs")
         return int(bool(stale))
-    refused = [file for kata in katas for file in write(kata, force=getattr(args, "force", False))]
+    refused = [file for kata in katas for file in write(kata, force=args.force)]
     print("\n".join(f"brought up to date: {line}" for line in stale) or "the stubs are current")
     for file in refused:
         print(f"left alone, since it is somebody's work: src/recsys/{file} (`kata reset` moves it)")

@@ -62,6 +62,7 @@ class Warm:
         self,
         kata: Kata,
         impls: Sequence[str] = (),
+        device: str | None = None,
         *,
         options: Sequence[str] = (),
         timeout: float = runner.TIMEOUT,
@@ -79,7 +80,7 @@ class Warm:
         with tempfile.TemporaryDirectory(prefix="kata-") as folder:
             results = Path(folder) / "results.jsonl"
             results.touch()
-            given = [*runner.arguments(kata, impls, None, cwd), *options]
+            given = [*runner.arguments(kata, impls, device, cwd), *options]
             begin = time.monotonic()
             reason, output = self.call(
                 "pytest:main", [given], results, timeout, transcript=transcript, listen=listen

@@ -32,7 +32,10 @@ def main(args: argparse.Namespace) -> int:
         print("All katas pass. Watch one of them: kata watch NN")
         return 0
     happened: queue.Queue[str] = queue.Queue()
-    with worker(args.cold) as run, keys(happened):
+    cold = args.cold or not warm.available()
+    if cold:
+        print("Each verdict takes a fresh process: torch is imported anew for each.")
+    with runner.runs(cold=cold) as run, keys(happened):
         watcher = Watcher(happened, poll=args.poll)
         while kata is not None:
             watcher.look_at(kata)
@@ -110,20 +113,6 @@ def summary(
         f"{time.strftime('%H:%M:%S')}"
     )
     return lines
-
-
-# --- who runs it ----------------------------------------------------------------------------------
-
-
-@contextmanager
-def worker(cold: bool) -> Iterator[Runner]:
-    """How katas are run: in forks of a warm process, or, where there are none, in fresh ones."""
-    if cold or not warm.available():
-        print("Each verdict takes a fresh process: this system has no fork that torch survives.")
-        yield lambda kata, listen: runner.run_kata(kata)
-        return
-    with warm.Warm() as process:
-        yield lambda kata, listen: process.run(kata, listen=listen)
 
 
 # --- what happens ---------------------------------------------------------------------------------

@@ -8,6 +8,12 @@ from harness.paths import REFERENCE
 KATAS = catalog.load()
 
 
+@pytest.fixture(scope="module")
+def run():
+    with runner.runs() as run:
+        yield run
+
+
 def each_kata(test):
     return pytest.mark.parametrize("kata", KATAS, ids=[kata.id for kata in KATAS])(test)
 
@@ -48,9 +54,9 @@ def test_the_stub_gives_nothing_away(kata):
 
 
 @each_kata
-def test_every_rung_of_the_stub_is_red_with_its_own_message(kata, tmp_path):
+def test_every_rung_of_the_stub_is_red_with_its_own_message(kata, tmp_path, run):
     root = lay_stubs(tmp_path, [kata])
-    result = runner.run_kata(kata, [root, str(REFERENCE)])
+    result = run(kata, [root, str(REFERENCE)])
     assert not result.reason, result.reason + "\n" + result.output
     assert set(result.rungs.values()) == {"failed"}, result.rungs
     for red in result.reds:
@@ -60,9 +66,9 @@ def test_every_rung_of_the_stub_is_red_with_its_own_message(kata, tmp_path):
 
 
 @each_kata
-def test_the_reference_is_green_while_all_other_katas_are_stubs(kata, tmp_path):
+def test_the_reference_is_green_while_all_other_katas_are_stubs(kata, tmp_path, run):
     """A kata passes with what it builds on, and with nothing else."""
     others = [other for other in KATAS if other.id not in needed(kata)]
     root = lay_stubs(tmp_path, others)
-    result = runner.run_kata(kata, [root, str(REFERENCE)])
+    result = run(kata, [root, str(REFERENCE)])
     assert result.ok, result.reason + "\n" + result.output
