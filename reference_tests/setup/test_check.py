@@ -14,6 +14,8 @@ def checkout(tmp_path, monkeypatch):
     tests = tmp_path / "reference_tests"
     tests.mkdir()
     (tests / "test_one.py").write_text("def test_one():\n    pass\n")
+    (tests / "strength").mkdir()
+    (tests / "strength" / "__main__.py").write_text("import sys\n\nprint(sys.argv[1:])\n")
     (tmp_path / "pyproject.toml").write_text("")
     (tmp_path / "tox.ini").write_text("[pytest]\naddopts = -p no:hypothesispytest\n")
     monkeypatch.setattr(check, "ROOT", tmp_path)
@@ -21,19 +23,19 @@ def checkout(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run():
-    return check.main(argparse.Namespace())
+def run(strength=None, write=False):
+    return check.main(argparse.Namespace(strength=strength, write=write))
 
 
 def test_good(checkout, capfd):
     assert run() == 0
     out = capfd.readouterr().out
-    assert " 1 passed in " in out
+    assert " 1 passed in " in out and "['--touched']" in out
     assert "\033" not in out
     assert out.endswith("kata check: good\n")
 
 
-@pytest.mark.parametrize("trouble", ["red", "none", "broken", "style"])
+@pytest.mark.parametrize("trouble", ["red", "none", "broken", "style", "weak"])
 def test_red(checkout, capfd, trouble):
     file = checkout / "reference_tests" / "test_one.py"
     if trouble == "red":
@@ -42,10 +44,21 @@ def test_red(checkout, capfd, trouble):
         file.unlink()
     elif trouble == "broken":
         file.write_text("def test_one(:\n")
+    elif trouble == "weak":
+        weak = "import sys\n\nsys.exit(1)\n"
+        (checkout / "reference_tests" / "strength" / "__main__.py").write_text(weak)
     else:
         file.write_text("import os\n\n\ndef test_one():\n    pass\n")
     assert run() == 1
     assert capfd.readouterr().out.endswith("kata check: red\n")
+
+
+def test_strength_alone(checkout, capfd):
+    assert run(["03"], write=True) == 0
+    out = capfd.readouterr().out
+    assert "['03', '--write']" in out and "passed" not in out
+    (checkout / "reference_tests" / "strength" / "__main__.py").write_text("raise SystemExit(1)\n")
+    assert run([]) == 1
 
 
 def test_without_ruff_it_says_that_style_is_not_checked(checkout, capfd, monkeypatch):
