@@ -19,8 +19,8 @@ class CrossLayer(nn.Module):
     other tensor that is larger than xl or a parameter.
 
     ``state_dict`` keys: ``weight`` (dim, dim) and ``bias`` (dim,); for low rank ``u`` (dim, rank),
-    ``v`` (rank, dim) and ``bias``. The bias starts at 0, each matrix at Normal(0, 1 / sqrt(fan in)),
-    where the fan in is its number of columns.
+    ``v`` (rank, dim) and ``bias``. The bias starts at 0, a matrix at Normal(0, 1 / sqrt(fan in)),
+    with the number of its columns as fan in.
 
     Args:
         dim: width of x0 and xl, at least 1. rank: None for a full matrix, else 1 <= rank <= dim.
