@@ -141,6 +141,11 @@ def watch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cold", action="store_true", help="a fresh process for each verdict")
 
 
+def brief(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("kata", nargs="?", metavar="NN", help="a kata (default: the next one)")
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
 def solution_arguments(parser: argparse.ArgumentParser) -> None:
     one_kata(parser)
     parser.add_argument("--spoil", action="store_true", help="before the kata passes, too")
@@ -242,6 +247,8 @@ GROUPS = {
             "The reference beside your file, once the kata passes",
             solution_arguments,
         ),
+        Command("report", "harness.logbook", "How far you are, in progress/ for your mentor"),
+        Command("brief", "harness.brief", "What a tutor needs, and nothing of the answer", brief),
         Command("status", "harness.board", "The board, for programs: --json", status_arguments),
         Command(
             "reset",

@@ -76,9 +76,34 @@ def write(kata: Kata, rungs: dict[str, str], *, digest: str, reason: str, second
     with locked():
         results = read()
         results[kata.id] = Result(digest, rungs, reason, round(seconds, 2), when)
+        remember(kata.id, results[kata.id])
         table: dict[str, Any] = {"version": VERSION}
         table["katas"] = {name: asdict(result) for name, result in sorted(results.items())}
         save(RECORD, json.dumps(table, indent=1) + "\n")
+
+
+def remember(kata: str, result: Result) -> None:
+    """Append a line to the history: when which kata passed how many of its rungs."""
+    passed, total = result.passed, len(result.rungs)
+    line = {"when": result.when, "kata": kata, "passed": passed, "total": total}
+    with open(STATE / "history.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def history() -> list[dict[str, Any]]:
+    """All results ever recorded, oldest first; a line that was cut off is left out."""
+    found = []
+    try:
+        text = (STATE / "history.jsonl").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    for line in text.splitlines():
+        try:
+            each = json.loads(line)
+            found.append({key: each[key] for key in ("when", "kata", "passed", "total")})
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found
 
 
 def save(path: Path, text: str) -> None:
