@@ -5,6 +5,8 @@ names and no order. Weights of places, whose formula is free, enter where they c
 facts.
 """
 
+import functools
+
 import torch
 
 from harness.probe import probe
@@ -48,6 +50,10 @@ def tables_of(features, dim, scale=0.9):
     return tables
 
 
+def are_places(parameter):
+    return parameter.numel() == 1 or parameter.numel() > 0 == parameter.numel() % PLACES
+
+
 def make(features, value, dim=3, *, scale=0.9, **options):
     """A float64 tower in evaluation mode, its tables, and its other parameters, all of `value`."""
     tables = tables_of(features, dim, scale)
@@ -57,17 +63,19 @@ def make(features, value, dim=3, *, scale=0.9, **options):
     own = [p for p in made.parameters() if id(p) not in given]
     with torch.no_grad():
         for parameter in own:
-            places = parameter.numel() > 0 and parameter.numel() % PLACES == 0
-            parameter.fill_(1.0 if places else value)
+            parameter.fill_(1.0 if are_places(parameter) else value)
     return made, tables, own
 
 
 def with_gradients(made, tables, batch):
     """The output, and the gradients of the tables under an irregular cotangent."""
     out = made(batch)
-    weights = [table.weight for table in tables.values()]
-    grads = torch.autograd.grad((out * pattern(*out.shape)).sum(), weights, allow_unused=True)
-    return {"out": out, "gradients": dict(zip(tables, grads, strict=True))}
+    weights = {name: table.weight for name, table in tables.items() if table.weight.requires_grad}
+    if not out.requires_grad or not weights:
+        return {"out": out, "gradients": "none"}
+    upstream = pattern(*out.shape).to(out.dtype)
+    grads = torch.autograd.grad((out * upstream).sum(), [*weights.values()], allow_unused=True)
+    return {"out": out, "gradients": dict(zip(weights, grads, strict=True))}
 
 
 def integers(values):
@@ -215,10 +223,12 @@ def short_rows():
 @probe
 def nothing_known():
     """A row of zeros beside another one, and the gradients."""
-    made, tables, own = make([AGE, GENRES], 0.0)
+    made, _, _ = make([AGE, GENRES], 0.0)
     out = made({"age": integers([0, 2]), "genres": integers([[0, 0], [0, 0]])})
-    grads = torch.autograd.grad(out.sum(), [table.weight for table in tables.values()])
-    return {"out": out, "finite": [bool(grad.isfinite().all()) for grad in grads]}
+    weights = [p for p in made.parameters() if p.requires_grad]
+    grads = torch.autograd.grad(out.sum(), weights, allow_unused=True) if out.requires_grad else []
+    finite = all(grad is None or bool(grad.isfinite().all()) for grad in grads)
+    return {"out": out, "finite": finite}
 
 
 @probe(tolerance=1e-4)
@@ -255,7 +265,7 @@ def history_tower():
     with torch.no_grad():
         tables["item"].weight.copy_(torch.cat([0 * axes[:1], axes[:-1]]))
         tables["age"].weight.copy_(torch.stack([0 * axes[0], axes[-1]]))
-    return made, own
+    return made, own, tables["item"].weight
 
 
 def shares_of(made, history):
@@ -267,6 +277,8 @@ def places_in(made, own):
     """Parameters that move a history of several items, but not one of a single item."""
     found = []
     for parameter in own:
+        if not parameter.requires_grad:
+            continue
         grads = [
             torch.autograd.grad(shares_of(made, some).square().sum(), parameter, allow_unused=True)
             for some in ([3], list(range(1, PLACES + 1)))
@@ -279,7 +291,7 @@ def places_in(made, own):
 @probe
 def parts_of_a_history():
     """How much of all items is in the sum: by the number of items and of columns."""
-    made, _ = history_tower()
+    made, *_ = history_tower()
     histories = ([3, 1, 4, 2], [2, 4, 1, 0, 0], [4, 2, 0], [5], [5, 0], [0, 0])
     return [shares_of(made, history).sum() for history in histories]
 
@@ -287,7 +299,7 @@ def parts_of_a_history():
 @probe
 def who_is_last():
     """Which item has most of the sum, and whether it is in the history at all."""
-    made, _ = history_tower()
+    made, *_ = history_tower()
     shares = [shares_of(made, history) for history in ([3, 1, 4, 2], [2, 4, 1, 0, 0], [4, 2, 0])]
     most = [int(each.argmax()) + 1 for each in shares]
     return {"most": most, "for itself": [bool(each.max() > 0.999) for each in shares]}
@@ -296,7 +308,7 @@ def who_is_last():
 @probe
 def weights_of_places():
     """How many there are, which are moved by one number, and their signs."""
-    made, own = history_tower()
+    made, own, _ = history_tower()
     places = places_in(made, own)
     full = list(range(1, PLACES + 1))
     axis = torch.eye(PLACES, dtype=torch.float64)[0]
@@ -309,35 +321,37 @@ def weights_of_places():
             parameter.view(-1)[0] -= 0.5
         first += [int((ratio / ratio.median() - 1).abs().argmax())]
     with torch.no_grad():
-        for parameter in places:
-            parameter.copy_(3 * pattern(*parameter.shape))
-    lowest = shares_of(made, full).min()
-    count = sum(p.numel() for p in places)
-    return {"count": count, "negative": bool(lowest < 0), "first": first}
+        for i, parameter in enumerate(own):
+            if are_places(parameter):
+                parameter.copy_(3 * pattern(i + 1, *parameter.shape)[i])
+    shares = shares_of(made, full) - axis
+    sides = {"negative": bool((shares < 0).any()), "equal": bool(shares.std() < 1e-9)}
+    return {"count": sum(p.numel() for p in places), **sides, "first": first}
 
 
 @probe
 def places_and_width():
     """Whether a share depends on how wide the column is."""
-    made, own = history_tower()
+    made, own, _ = history_tower()
     with torch.no_grad():
-        for parameter in places_in(made, own):
-            parameter.copy_(1.5 + pattern(*parameter.shape))
-    histories = ([1, 2, 3], [1, 2, 3, 0], [1, 2, 3] + [0] * 8)
-    shares = [shares_of(made, history)[:3] for history in histories]
-    return {"differences": [shares[0] - each for each in shares[1:]]}
+        for i, parameter in enumerate(own):
+            if are_places(parameter):
+                parameter.copy_(1.5 + pattern(i + 1, *parameter.shape)[i])
+        histories = ([1, 2, 3], [1, 2, 3, 0], [1, 2, 3] + [0] * 8)
+        shares = [shares_of(made, history)[:3] for history in histories]
+    return {"same": [bool((shares[0] - each).abs().max() < 1e-9) for each in shares[1:]]}
 
 
 @probe
 def a_long_history():
     """How many places count, and which."""
-    made, _ = history_tower()
+    made, *_ = history_tower()
     history = list(range(1, PLACES + 1)) + [1] * 3
-    rolled = [PLACES] * 4 + list(range(1, PLACES))
+    mixed = [1, 2, 3] + [4] * (PLACES - 3) + [5, 6, 7]
     asked = {
         "over": lambda: (shares_of(made, history) - shares_of(made, history[:PLACES])).abs().max(),
         "counted": lambda: int((shares_of(made, list(range(1, PLACES + 1))).abs() > 1e-9).sum()),
-        "rolled": lambda: [int(n) for n in (shares_of(made, rolled) > 1e-9).nonzero()],
+        "mixed": lambda: [int(n) + 1 for n in (shares_of(made, mixed) > 1e-9).nonzero()],
     }
     found = {name: outcome(ask) for name, ask in asked.items()}
     values = {name: ask() for name, ask in asked.items() if found[name] == "accepted"}
@@ -350,13 +364,14 @@ def a_long_history():
 @probe
 def gradients_of_places():
     """Whether weights of places have one, and the gradient of a table in all."""
-    made, own = history_tower()
-    (table,) = [p for p in made.parameters() if p.shape == (PLACES + 1, PLACES + 1)][-1:]
+    made, own, table = history_tower()
     shares = shares_of(made, [1, 2, 3])
-    (grad,) = torch.autograd.grad(shares.sum(), table, retain_graph=True, allow_unused=True)
+    there = shares.requires_grad and table.requires_grad
+    grad = torch.autograd.grad(shares.sum(), table, allow_unused=True)[0] if there else None
     total = None if grad is None else grad[:, :PLACES].sum()
     learned = [p.requires_grad for p in own]
-    return {"total": total, "places": len(places_in(made, own)), "learned": all(learned)}
+    places = sum(p.numel() for p in places_in(made, own))
+    return {"total": total, "places": places, "learned": all(learned)}
 
 
 # --- dropout --------------------------------------------------------------------------------------
@@ -396,18 +411,6 @@ def dropout_in_a_hidden_layer():
     return dropped((2,))
 
 
-@probe
-def how_much_is_dropped():
-    """Nearest twentieth of what is dropped; how many different rows there are."""
-    made, _, _ = make([AGE], 0.3, 1, dropout=0.25)
-    with torch.no_grad():
-        for table in made.modules():
-            if isinstance(table, embedding.EmbeddingTable):
-                table.weight.fill_(-1.0)
-        out = made.train()({"age": torch.ones(4000, dtype=torch.int64)})
-    return {"sign": out.unique(), "rows": len(out)}
-
-
 # --- telling features apart -----------------------------------------------------------------------
 
 
@@ -433,7 +436,7 @@ def order_of_columns():
     made, _, own = make(ALL, 0.0, hidden_dims=(8,))
     with torch.no_grad():
         for i, parameter in enumerate(own):
-            if parameter.numel() % PLACES:
+            if not are_places(parameter):
                 parameter.copy_(pattern(*parameter.shape, scale=0.5 + 0.1 * i))
     batch = batch_of(ALL)
     out = made(batch)
@@ -628,7 +631,8 @@ def temperature():
             if tensor and value.requires_grad
             else []
         )
-        found.append({"value": float(value), "tensor": tensor, "gradients": [*grads]})
+        grads = [None if grad is None else float(grad) for grad in grads]
+        found.append({"value": float(value), "tensor": tensor, "gradients": grads})
         with torch.no_grad():
             for parameter in parameters:
                 parameter.sub_(3.0)
@@ -650,13 +654,12 @@ def cost():
     """Whether operations grow with the rows, and memory with a table."""
     from harness.cost import count
 
-    features = [("history", "history", 3000, "item"), ("tags", "multi_hot", 3000, "item")]
-    made = tower.Tower(described(features), 3)
-
-    def forward(rows):
-        ids = torch.ones(rows, 3, dtype=torch.int64)
-        return count(lambda: made({"history": ids, "tags": ids}))
-
-    few, many = forward(2), forward(20)
-    grown = many.operations + many.views - few.operations - few.views
-    return {"loop": grown > 9, "table": many.largest_bytes >= 3000 * 4}
+    found = {}
+    for kind in ("multi_hot", "history"):
+        made = tower.Tower(described([("ids", kind, 3000)]), 3)
+        columns = [torch.ones(rows, 3, dtype=torch.int64) for rows in (2, 20)]
+        few, many = (count(functools.partial(made, {"ids": ids})) for ids in columns)
+        grown = many.operations + many.views - few.operations - few.views
+        largest = many.largest_bytes
+        found[kind] = {"loop": grown > 9, "table": largest if largest >= 3000 * 4 else 0}
+    return found

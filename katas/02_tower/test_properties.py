@@ -35,7 +35,7 @@ def a_tower():
         for parameter in made.parameters():
             if id(parameter) not in given_tables:
                 values = torch.randn(parameter.shape, generator=draw)
-                places = parameter.numel() % PLACES == 0
+                places = parameter.numel() == 1 or parameter.numel() % PLACES == 0
                 parameter.copy_(values.abs() + 0.1 if places else 0.5 * values)
     return made.to(device())
 
