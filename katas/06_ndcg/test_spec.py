@@ -603,10 +603,15 @@ def test_auc():
     for same in (0, 1):
         value = metrics.auc(scores, torch.full_like(labels, same))
         assert_scalar(value, NAN, what=f"all labels {same}: no pair to compare")
-    scores, labels = tensor([NAN, 1.0, NAN, -INF]), tensor([1, 0, 0, 1], torch.int64)
-    with unchanged(scores, labels):
-        value = metrics.auc(scores, labels)
-    assert_scalar(value, 0.25, rtol=1e-6, what="scores [NaN, 1, NAN, -inf], labels [1, 0, 0, 1]")
+    for given, marks, wanted in [
+        ([NAN, 1.0, NAN, -INF], [1, 0, 0, 1], 1 / 4),
+        ([NAN, 1.0, -INF, 2.0], [1, 0, 0, 1], 5 / 8),
+        ([0.0, NAN, -3e38, INF, 5.0], [0, 1, 0, 0, 1], 2 / 6),
+    ]:
+        scores, labels = tensor(given), tensor(marks, torch.int64)
+        with unchanged(scores, labels):
+            value = metrics.auc(scores, labels)
+        assert_scalar(value, wanted, rtol=1e-6, what=f"scores {given}, labels {marks}")
     for seed, (rows, share) in enumerate([(101, 0.5), (3000, 0.02), (997, 0.9)]):
         g = generator(seed)
         scores = (torch.randn(rows, generator=g, dtype=torch.float64) * 6).round() / 1e3 + 500
