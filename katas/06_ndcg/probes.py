@@ -147,6 +147,13 @@ def ndcg_binary():
 
 
 @probe
+def ndcg_of_great_grades():
+    grades = torch.tensor([[9, 0, 12, 1], [20, 7, 0, 8]], dtype=torch.uint8)
+    scores = floats([[4, 3, 2, 1], [1, 2, 4, 3]])
+    return [metrics.ndcg_at_k(scores, grades, k, gain="exponential") for k in (1, 3, 4)]
+
+
+@probe
 def ndcg_of_one():
     return metrics.ndcg_at_k(floats([[9, 7, 5, 3.0]] * 4), torch.eye(4), 3)
 
@@ -248,6 +255,11 @@ def mrr_of_nobody():
 @probe
 def mean():
     return [list(metrics.mean_over_users(floats(v))) for v in ([0.25, NAN, 1, 0.5, NAN], [0, 1, 0])]
+
+
+@probe
+def mean_in_half_precision():
+    return float(metrics.mean_over_users(torch.linspace(0, 1, 99).half())[0])
 
 
 @probe
@@ -425,12 +437,13 @@ def lists_with_repeats():
 
 @probe
 def lists_refuse_long_cuts():
-    return [refused(lambda ks=ks: listed([[4, 3, 2, 1]], [2], ks)) for ks in ((5,), (2, 9))]
+    return [refused(lambda ks=ks: listed([[4, 3, 2, 1]], [2], ks)) for ks in ((5,), (2, 9), (9, 2))]
 
 
 @probe
 def lists_refuse_short_cuts():
-    return [refused(lambda ks=ks: listed([[4, 3, 2, 1]], [2], ks)) for ks in ((0, 2), (-1,))]
+    cuts = (0, 2), (2, 0), (-1,)
+    return [refused(lambda ks=ks: listed([[4, 3, 2, 1]], [2], ks)) for ks in cuts]
 
 
 # --- scores against labels ------------------------------------------------------------------------

@@ -302,6 +302,12 @@ def test_ndcg_of_grades():
         wanted = dcg([0.75, 0.5, 0.75], gain) / dcg([0.75, 0.75, 0.75], gain)
         assert_close(value, exact([wanted]), rtol=1e-6, what="grades .75 .5 .75 shown, .75 missed")
 
+    great = tensor([[9, 0, 12, 1]], torch.uint8)
+    for gain in ("linear", "exponential"):
+        value = metrics.ndcg_at_k(tensor([[4, 3, 2, 1.0]]), great, 3, gain=gain)
+        wanted = dcg([9, 0, 12], gain) / dcg([12, 9, 1], gain)
+        assert_close(value, exact([wanted]), rtol=1e-6, what="grades 9, 0, 12, 1 as uint8")
+
     def misspelt():
         return metrics.ndcg_at_k(scores, relevance, 2, gain="squared")
 
@@ -383,6 +389,10 @@ def test_mean_over_users():
               came_back=result)  # fmt: skip
         assert_scalar(result[0], mean, what=f"the mean of {values.tolist()}")
         assert_scalar(result[1], count, what=f"the count of {values.tolist()}")
+    values = torch.linspace(0, 1, 999).half().to(device())
+    mean, count = metrics.mean_over_users(values)
+    assert_scalar(mean, float(values.double().mean()), what="the mean of 999 float16 values")
+    assert_scalar(count, 999, what="the count of 999 float16 values")
 
 
 @rung(
@@ -431,7 +441,8 @@ def test_full_ranking():
     table = tensor([[1, 5, 3, 4, 2.0], [9, 8, 7, 6, 5], [10, 30, 20, 50, 40], [-1, -2, -3, -4, -5]])
     before = table.clone()
     seen = seen_lists([[1], [], [3, 0, 3], [2, 0]])
-    items, scores = metrics.full_ranking(lambda users: table[users], 4, seen=seen, k=2)
+    with unchanged(*seen):
+        items, scores = metrics.full_ranking(lambda users: table[users], 4, seen=seen, k=2)
     assert_close(items, tensor([[3, 2], [0, 1], [4, 1], [1, 3]], torch.int64), what="the items")
     assert_close(scores, tensor([[4, 3], [9, 8], [40, 30], [-2, -4]]), what="the scores")
     items, scores = metrics.full_ranking(lambda users: table.double(), 4, seen=seen, k=1)
@@ -567,7 +578,7 @@ def test_list_metrics():
     for key in ("hit_rate@2", "recall@2", "recall@3"):
         assert_scalar(result[key], 1.0, what=f"{key}: every list holds its target, twice")
     assert_scalar(result["mrr@3"], 0.75, what="mrr@3: the better places of 5 are 1 and 2")
-    for ks in ((4,), (2, 10), (0, 2), (-1,)):
+    for ks in ((4,), (2, 10), (10, 2), (0, 2), (2, 0), (-1,)):
         expect_error(lambda ks=ks: metrics.list_metrics(items, scores, target, ks=ks), ValueError,
                      call=f"list_metrics(items[2, 3], ..., ks={ks})")  # fmt: skip
     wide = tensor([list(range(12))], torch.int64), tensor([list(range(12, 0, -1))])
