@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from harness.cost import count
+from harness.devices import other_device_findings
 from harness.probe import probe
 from harness.spec import device, learner
 
@@ -201,18 +202,28 @@ def unknown_precision():
     return {"outcome": outcome, "told": told}
 
 
+def small_loss(model, batch):
+    return model(batch["x"]).square().mean()
+
+
 @probe
 def waits_of_a_step():
     """What a step waits for, without a limit, above and below it."""
-    found = []
-    for limit in (0.0, 0.1, 1e4):
-        model = Line()
-        optimizer = torch.optim.SGD(trained(model), lr=0.1)
-        batches = [rows(0, 3), rows(3, 5)]
-        found.append(count(
-            lambda: loop.train_step(model, loss_fn, optimizer, batches, max_grad_norm=limit)  # noqa: B023
-        ).syncs)  # fmt: skip
-    return {"waits": [len(syncs) for syncs in found], "for": [str(syncs) for syncs in found]}
+
+    def steps(place):
+        model = nn.Linear(3, 2).to(place)
+        batches = [{"x": torch.ones(3, 3).to(place)}, {"x": torch.ones(2, 3).to(place)}]
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+        def run():
+            for limit in (0.0, 1e-3, 1e4):
+                loop.train_step(model, small_loss, optimizer, batches, max_grad_norm=limit)
+
+        return run
+
+    found = other_device_findings(steps)
+    return {"waits": len(found.cost.syncs), "for": sorted({*found.cost.syncs}),
+            "findings": len(found.findings)}  # fmt: skip
 
 
 # --- schedule and optimizer -----------------------------------------------------------------------
@@ -294,6 +305,15 @@ def shapes_of_batches():
         found.append({"rows": [len(batch) for batch in batches], "different": len({*flat}),
                       "inside": inside})  # fmt: skip
     return found
+
+
+@probe
+def place_of_batches():
+    """Whether index batches are made on the device that is asked for."""
+    run = other_device_findings(
+        lambda place: list(loop.index_batches(9, 2, seed=1, epoch=0, device=place))
+    )
+    return len(run.findings)
 
 
 @probe
@@ -696,14 +716,15 @@ def run_with_infinity():
 
 @probe
 def waits_of_a_run():
-    """How often runs wait for the device, and how much more with more steps."""
-    waits = []
-    for n in (4, 12):
-        model, config = Line(), loop.FitConfig(epochs=2, batch_size=2, lr=0.1, max_grad_norm=1.0)
-        waits.append(len(count(
-            lambda: loop.fit(model, loss_fn, n, lambda index: rows(0, len(index)), config)  # noqa: B023
-        ).syncs))  # fmt: skip
-    return {"waits": waits[0], "more": waits[1] - waits[0]}
+    """How often two epochs of six steps wait for the device, in units of four."""
+
+    def epochs(place):
+        model, x = nn.Linear(3, 2).to(place), torch.ones(12, 3).to(place)
+        config = loop.FitConfig(epochs=2, batch_size=2, lr=0.1, max_grad_norm=1.0)
+        return lambda: loop.fit(model, small_loss, 12, lambda index: {"x": x[index]}, config)
+
+    found = other_device_findings(epochs)
+    return {"waits": len(found.cost.syncs) // 4, "findings": len(found.findings)}
 
 
 def resumed(crash, **options):

@@ -361,7 +361,7 @@ def test_index_batches():
 
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    orders = {case: batches(100, 10, *case) for case in ((3, 0), (3, 1), (4, 0))}
+    orders = {case: batches(100, 10, *case) for case in ((3, 0), (3, 1), (7, 0))}
     check(torch.equal(torch.get_rng_state(), before), "torch's global random state is not changed",
           call="index_batches(100, 10, ...)")  # fmt: skip
     torch.manual_seed(2)
@@ -369,7 +369,7 @@ def test_index_batches():
     check(again == first, "the same order for the same seed and epoch, whatever torch.manual_seed "
           f"was: {first[:6]} ...", came_back=again)  # fmt: skip
     orders["unshuffled"] = torch.arange(100).split(10)
-    told = {(3, 0): "seed 3, epoch 0", (3, 1): "seed 3, epoch 1", (4, 0): "seed 4, epoch 0",
+    told = {(3, 0): "seed 3, epoch 0", (3, 1): "seed 3, epoch 1", (7, 0): "seed 7, epoch 0",
             "unshuffled": "no shuffling at all"}  # fmt: skip
     for one, other in [(a, b) for a in orders for b in orders if str(a) < str(b)]:
         shared = max(len({*a.tolist()} & {*b.tolist()}) for a in orders[one] for b in orders[other])
