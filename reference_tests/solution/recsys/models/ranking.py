@@ -72,7 +72,7 @@ class RankingModel(nn.Module):
         names = [feature.name for feature in features]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"features must be at least one, with distinct names: {names}")
-        self.features = tuple(features)
+        self.features = features
         self.structure = structure
         self.encoders, self.tables = nn.ModuleDict(), nn.ModuleDict()
         width = 0
@@ -119,9 +119,7 @@ class RankingModel(nn.Module):
         return self.head(torch.cat([crossed, self.deep(x0)], dim=-1)).squeeze(-1)
 
     def _encode(self, feature: Feature, batch: Mapping[str, Tensor]) -> Tensor:
-        if feature.name not in batch:
-            raise KeyError(f"the batch has no column {feature.name!r}, only {sorted(batch)}")
-        x = batch[feature.name]
+        x = batch[feature.name]  # the KeyError of a missing column says its name
         if feature.kind in ("dense", "text"):
             return self.encoders[feature.name](x)
         table = self.tables[feature.table or feature.name]
