@@ -256,8 +256,9 @@ def test_exact_search():
         found = serving.search(serving.build_index(vectors, kind=kind), query, 5)
         assert_found(found, scores[2:3], items[2:3], call="search(index, one query (6,), 5)")
     many = unit(50_000, 4, seed=7)
-    found = serving.search(serving.build_index(many), queries[:, :4], 60)
-    assert_found(found, *exact(queries[:, :4], many, 60),
+    queries = unit(4, 4, seed=8)
+    found = serving.search(serving.build_index(many), queries, 60)
+    assert_found(found, *exact(queries, many, 60),
                  call="search(build_index(50,000 items), queries, 60)")  # fmt: skip
 
 
@@ -282,6 +283,10 @@ def test_nothing_found():
     check((items[:, -1] == -1).all(), "-1 at the end: one cell of ten does not hold 400 items",
           came_back=items[:, -1].tolist())  # fmt: skip
     check(((scores == -INF) == (items == -1)).all(), "minus infinity exactly where the item is -1")
+    found = items >= 0
+    inner = np.take_along_axis(queries @ unit(400, 6).T, items.clip(min=0), 1)
+    assert_close(torch.from_numpy(scores[found]), torch.from_numpy(inner[found]), atol=1e-5,
+                 what="scores of the items that an ivf index found")  # fmt: skip
     vectors = unit(17, 6)
     index = serving.build_index(vectors)
     for name, function in [
@@ -670,7 +675,7 @@ def test_requests_share_the_work():
     """Requests that wait together are answered together, each its own; no timer delays any."""
     ranker = Slow()
     recommender = large(ranker=ranker)
-    asked = [(50 + 3 * n, 1 + n % 7) for n in range(40)]
+    asked = [(50 + 3 * (n * 17 % 40), 1 + n % 7) for n in range(40)]
     alone = [recommender.recommend_batch([user], [k])[0] for user, k in asked]
 
     async def conversation(client):
