@@ -254,7 +254,8 @@ def mrr_of_nobody():
 
 @probe
 def mean():
-    return [list(metrics.mean_over_users(floats(v))) for v in ([0.25, NAN, 1, 0.5, NAN], [0, 1, 0])]
+    given = [0.25, NAN, 1, 0.5, NAN], [0, 1, 0]
+    return [[float(x) for x in metrics.mean_over_users(floats(v))] for v in given]
 
 
 @probe
@@ -264,7 +265,7 @@ def mean_in_half_precision():
 
 @probe
 def mean_of_nobody():
-    return [list(metrics.mean_over_users(floats(v))) for v in ([NAN, NAN], [])]
+    return [[float(x) for x in metrics.mean_over_users(floats(v))] for v in ([NAN, NAN], [])]
 
 
 TARGET = whole([0, 1, 3])
