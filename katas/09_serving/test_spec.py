@@ -406,7 +406,7 @@ def test_the_ranker_has_a_choice():
 
     def last_first(users, items, scores):
         calls.append((np.array(users), np.array(items), np.array(scores)))
-        kept.append(np.where(items < 0, 7.0, -np.array(scores)))  # 7: means nothing there
+        kept.append(np.where(items < 0, 7.0, -np.array(scores, dtype=float)))  # 7: means nothing
         return kept[-1]
 
     vectors, wanted = unit(90, 6, seed=2), [(0, 1), (0, 30), (35, 3), (39, 70)]

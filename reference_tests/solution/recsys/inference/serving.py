@@ -16,6 +16,7 @@ import numpy as np
 import orjson
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import PlainTextResponse
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
@@ -386,7 +387,7 @@ def create_app(
             return _problem(503, "not warmed up yet, or shutting down", {"Retry-After": "1"})
         return _json({"status": "ready", "model_version": batcher.recommender.version})
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
