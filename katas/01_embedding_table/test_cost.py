@@ -2,45 +2,35 @@
 
 import torch
 
-from harness.cost import count
-from harness.devices import other_device_findings
-from harness.spec import device, fail, learner, rung
+from harness.spec import assert_budget, assert_device_safe, assert_scales, device, learner, rung
 
 embedding = learner("models.embedding")
 
-ALLOWANCE = 4  # operations that a call for eight times the bags may make on top
+WAYS = ("lookup", "sum", "mean", "max", "weighted sum", "weighted mean")
 
 
-def make(rows, width, num_bags, length, place):
+def make(rows, width, bags, length, place):
     """A table, and bags of equal length."""
     table = embedding.EmbeddingTable(rows, width, device=place)
-    number = torch.arange(num_bags * length, device=place)
+    number = torch.arange(bags * length, device=place)
     values, offsets = 1 + number * 7 % (rows - 1), number[::length].contiguous()
     return table, values, offsets, (0.5 + 0.1 * (number % 7)).requires_grad_()
 
 
-def calls(table, values, offsets, weights):
-    """What may be called, with the words for it."""
-    yield f"table(ids[{len(values)}])", lambda: table(values)
-    given = f"values[{len(values)}], offsets[{len(offsets)}]"
-    for mode in ("sum", "mean", "max"):
-        for more in ({}, {"weights": weights})[: 1 if mode == "max" else 2]:
-            yield (
-                f"table.bag({given}, mode={mode!r}{', weights=...' if more else ''})",
-                lambda mode=mode, more=more: table.bag(values, offsets, mode=mode, **more),
-            )
+def use(table, values, offsets, weights, way):
+    """Call the table in one of the ways."""
+    if way == "lookup":
+        return table(values)
+    given = {"weights": weights} if way.startswith("weighted") else {}
+    return table.bag(values, offsets, mode=way.rpartition(" ")[2], **given)
 
 
-def assert_no_larger(limit, why, rows, width, num_bags, length):
-    for call, function in calls(*make(rows, width, num_bags, length, device())):
-        made = count(function).largest
-        if made and made.bytes > limit:
-            fail(
-                call=f"{call} of a table of {rows:,} rows, {width} wide",
-                came_back=f"{made.operation} made {made.shape} {made.dtype}, {made.bytes:,} bytes",
-                expected=f"nothing of more than {limit:,} bytes, {why}",
-                more=made.place.facts() if made.place else (),
-            )
+def words(values, offsets, way):
+    """What is called, for the message."""
+    if way == "lookup":
+        return f"table(ids[{values}])"
+    mode = f"mode={way.rpartition(' ')[2]!r}" + (", weights=..." if " " in way else "")
+    return f"table.bag(values[{values}], offsets[{offsets}], {mode})"
 
 
 @rung(
@@ -56,50 +46,43 @@ def assert_no_larger(limit, why, rows, width, num_bags, length):
 )
 def test_cost():
     """No loop over ids or bags; nothing as large as the table, ids x rows or ids x bags."""
-    few, many = (make(50, 4, num_bags, 3, device()) for num_bags in (5, 40))
-    for (_, small), (call, large) in zip(calls(*few), calls(*many), strict=True):
-        before, after = (count(lambda f=f: f().sum().backward()) for f in (small, large))
-        if after.operations > before.operations + ALLOWANCE:
-            place = (after.by_place - before.by_place).most_common(1)[0][0]
-            fail(
-                call=f"{call}.sum().backward()",
-                came_back=f"{after.operations} operations, {before.operations} for 5 bags",
-                expected=f"{before.operations} here too (at most {ALLOWANCE} more)",
-                more=place.facts() if place else (),
-            )
-    rows, width = 20_000, 32
-    assert_no_larger(rows * width * 2, "half the table", rows, width, 5, 16)
-    rows, width, num_bags, length = 50, 4, 800, 2
-    limit = num_bags * length * width * 128
-    assert_no_larger(limit, "32 times the looked-up rows", rows, width, num_bags, length)
+    for way in WAYS:
+
+        def forward_and_backward(bags, way=way):
+            inputs = make(50, 4, bags, 3, device())
+            return lambda: use(*inputs, way).sum().backward()
+
+        call = words(192, 64, way) + ".sum().backward()"
+        assert_scales(forward_and_backward, (8, 64), allowance=8, call=call)
+    for rows, width, bags, length, most, why in (
+        (20_000, 32, 5, 16, 20_000 * 32 * 2, "half of the table"),
+        (50, 4, 800, 2, 800 * 2 * 4 * 128, "32 times the rows that are looked up"),
+    ):
+        inputs = make(rows, width, bags, length, device())
+        for way in WAYS:
+            call = f"{words(bags * length, bags, way)}, table [{rows}, {width}]"
+            assert_budget(lambda i=inputs, w=way: use(*i, w), largest=most, why=why, call=call)
 
 
 @rung(
     hints=[
         "On a GPU nothing may be mixed with a tensor of the CPU.",
         "torch.arange, torch.zeros and torch.tensor make theirs on the CPU unless you say where.",
-        "device=values.device, or self.weight.new_zeros(...)",
+        "device=values.device, or self.weight.new_zeros(...). A module takes along only parameters "
+        "and buffers move with it.",
     ]
 )
 def test_on_a_gpu():
     """On a GPU everything stays on it: the table, what is looked up, and the gradients."""
 
     def scenario(place):
-        table, *given = make(9, 4, 5, 3, place)
-        outs = [function() for _, function in calls(table, *given)]
-        outs.append(table.bag(*(x[:0] for x in given[:2])))
+        table, values, offsets, weights = make(9, 4, 5, 3, place)
+        outs = [use(table, values, offsets, weights, way) for way in WAYS]
+        outs.append(table.bag(values[:0], offsets[:0]))
+        moved = make(9, 4, 5, 3, "cpu")[0].to(place)  # as trainers do it
+        outs += [use(moved, values, offsets, weights, way) for way in WAYS]
         sum(out.sum() for out in outs).backward()
         table.reset_parameters()
         return {"outs": outs, "weight": table.weight, "gradient": table.weight.grad}
 
-    run = other_device_findings(scenario)
-    for finding in run.findings[:1]:
-        more = finding.place.facts() if finding.place else ()
-        if finding.made:
-            more = [*more, *finding.made.facts("made in")]
-        fail(
-            call="table(ids), table.bag(values, offsets, ...), all on a GPU",
-            came_back=finding.text,
-            expected="all of it on the device of the table",
-            more=more,
-        )
+    assert_device_safe(scenario, call="table(ids), table.bag(values, offsets, ...) on a GPU")

@@ -1,6 +1,7 @@
 """Kata 01, embedding tables: what `models/embedding.py` must do, from the simplest on."""
 
 import builtins
+import random as python_random
 import runpy
 import sys
 
@@ -197,6 +198,15 @@ def test_initialisation():
                 call=call,
                 what=what,
             )
+            squared = rest.square().mean(1)  # of 64 numbers each: standard deviation sqrt(2 / 64)
+            check(
+                0.13 < float(squared.std()) < 0.23 and float(rest.abs().max()) > 3,
+                "rows of various lengths, and a few numbers beyond three standard deviations",
+                came_back=f"lengths from {squared.min().sqrt() * 8 * std:.3g} to "
+                f"{squared.max().sqrt() * 8 * std:.3g}, numbers up to {rest.abs().max() * std:.3g}",
+                call=call,
+                what=what,
+            )
             beyond = float((rest.abs() > 2).double().mean())
             check(
                 abs(beyond - 0.0455) < 0.01,
@@ -256,6 +266,9 @@ def test_offsets_are_starts():
     assert_close(out, torch.tensor([[2.0, 20], [3, 30], [6, 60]]), like=weight)
     out = table.bag(integers([]), integers([]))
     assert_close(out, torch.zeros(0, 2), like=weight, what="no bags at all")
+    for mode in ("sum", "mean", "max"):
+        out = table.bag(integers([]), integers([0, 0]), mode=mode)
+        assert_close(out, torch.zeros(2, 2), like=weight, what="two bags, both empty")
 
 
 def assert_golden_bag(name):
@@ -356,6 +369,9 @@ def test_weights():
         grads = {"weight": rows, "weights": torch.cat([along, along.new_zeros(4)])}
         leaves = {"weight": table.weight, "weights": weights}
         assert_gradients(out, upstream, grads, leaves, atol=1e-10 / min(abs(scale), 1.0))
+    for mode in ("sum", "mean"):
+        out = table.bag(integers([]), integers([0, 0]), mode=mode, weights=floats([]))
+        assert_close(out, torch.zeros(2, 3), like=weight, what="two bags, both empty")
     table = table_of(floats([[0.0], [1.0], [2.0]], torch.bfloat16))
     long = integers([1, 2] * 500)
     out = table.bag(long, integers([0]), weights=torch.full((1000,), 0.75, device=device()))
@@ -374,7 +390,7 @@ def test_nothing_is_changed():
     """Calls change neither table nor inputs nor torch's state; results keep the table's dtype."""
     for dtype, other in ((torch.float32, torch.float64), (torch.bfloat16, torch.float32)):
         weight = random(6, 4, seed=10, dtype=dtype) * 100
-        table = table_of(weight)
+        table = table_of(weight.double()).to(dtype)
         given = {
             "values": integers([1, 0, 5, 2]),
             "offsets": integers([0, 3]),
@@ -427,60 +443,38 @@ def test_bad_input():
     """Ids that are no ids, offsets that are no starts, and impossible sizes are refused."""
     table = table_of(random(5, 3))
 
-    def bag(values, offsets, **options):
-        return lambda: table.bag(
-            torch.as_tensor(values, device=device()),
-            torch.as_tensor(offsets, device=device()),
-            **options,
-        )
+    def lookup(error, ids):
+        given = torch.tensor(ids, device=device())
+        expect_error(lambda: table(given), error, call=f"table(ids={ids}), 5 rows")
+
+    def bag(error, values, offsets, mode="mean", weights=None):
+        given = [torch.tensor(x, device=device()) for x in (values, offsets)]
+        options = {} if weights is None else {"weights": torch.ones(weights, device=device())}
+        call = f"table.bag({values}, {offsets}, mode={mode!r}"
+        call += ("" if weights is None else f", weights{list(weights)}") + "), 5 rows"
+        expect_error(lambda: table.bag(*given, mode=mode, **options), error, call=call)
 
     for ids in ([1.0, 2.0], [True, False]):
-        expect_error(
-            lambda i=ids: table(torch.tensor(i, device=device())),
-            TypeError,
-            call=f"table(ids={ids})",
-        )
-    expect_error(bag([1.0], [0]), TypeError, call="table.bag(values=[1.0], offsets=[0])")
-    expect_error(bag([True], [0]), TypeError, call="table.bag(values=[True], offsets=[0])")
-    expect_error(bag([1], [0.0]), TypeError, call="table.bag(values=[1], offsets=[0.0])")
-    ones = torch.ones(2, device=device())
+        lookup(TypeError, ids)
+        bag(TypeError, ids, [0, 1])
+        bag(TypeError, [1, 2], ids)
     if device().type == "cpu":  # on a GPU these end the process, or would have to synchronise
         for bad in (5, -1):
-            expect_error(
-                lambda b=bad: table(integers([1, b])),
-                IndexError,
-                call=f"table(ids=[1, {bad}]) of a table with 5 rows",
-            )
+            lookup(IndexError, [1, bad])
             for mode in ("sum", "mean", "max"):
-                for weights in (None, ones) if mode != "max" else (None,):
-                    given = "" if weights is None else ", weights=..."
-                    expect_error(
-                        bag([1, bad], [0], mode=mode, weights=weights),
-                        (IndexError, RuntimeError),
-                        call=f"table.bag([1, {bad}], [0], mode={mode!r}{given}) of 5 rows",
-                    )
+                bag((IndexError, RuntimeError), [1, bad], [0, 1], mode)
+            for mode in ("sum", "mean"):
+                bag((IndexError, RuntimeError), [1, bad], [0, 1], mode, weights=(2,))
         for offsets in ([1, 2], [0, 2, 1], [0, 4], [-1, 1]):
-            expect_error(
-                bag([1, 2, 3], offsets),
-                ValueError,
-                call=f"table.bag(values=[1, 2, 3], offsets={offsets})",
-            )
+            bag(ValueError, [1, 2, 3], offsets)
     for mode in ("median", "MEAN", ""):
-        expect_error(bag([1, 2], [0], mode=mode), ValueError, call=f"table.bag(mode={mode!r})")
-    expect_error(bag([[1, 2]], [0]), ValueError, call="table.bag(values=[[1, 2]], offsets=[0])")
-    expect_error(bag([1, 2], [[0]]), ValueError, call="table.bag(values=[1, 2], offsets=[[0]])")
-    expect_error(
-        bag([1, 2], [0], mode="max", weights=ones),
-        ValueError,
-        call="table.bag(values=[1, 2], offsets=[0], mode='max', weights=...)",
-    )
+        bag(ValueError, [1, 2], [0, 1], mode)
+    bag(ValueError, [[1, 2]], [0, 1])
+    bag(ValueError, [1, 2], [[0, 1]])
+    bag(ValueError, [1, 2], [0, 1], "max", weights=(2,))
     for mode in ("sum", "mean"):
         for shape in ((3,), (1,), (2, 1)):
-            expect_error(
-                bag([1, 2], [0], mode=mode, weights=torch.ones(shape, device=device())),
-                ValueError,
-                call=f"table.bag(values[2], offsets[1], mode={mode!r}, weights{list(shape)})",
-            )
+            bag(ValueError, [1, 2], [0, 1], mode, weights=shape)
     for rows, width, options in (
         (0, 3, {"padding_idx": None}),
         (4, 0, {}),
@@ -490,10 +484,11 @@ def test_bad_input():
         (4, 3, {"padding_idx": -1}),
         (4, 3, {"init_std": -0.1}),
     ):
+        given = "".join(f", {name}={value}" for name, value in options.items())
         expect_error(
             lambda r=rows, w=width, o=options: embedding.EmbeddingTable(r, w, **o),
             ValueError,
-            call=f"EmbeddingTable({rows}, {width}, **{options})",
+            call=f"EmbeddingTable({rows}, {width}{given})",
         )
 
 
@@ -511,26 +506,33 @@ def test_bad_input():
 def test_hash_is_stable():
     """A key's bucket depends on nothing but key, salt and number of buckets, in any process."""
     keys = ["user_42", "user_43", 7, "7", -3, "Amélie", "", 2**53 + 1, 2**53, "user_42"]
-    given, draws = list(keys), torch.get_rng_state()
+    keys += ["User_42", " user_42", "user_24", -7, "a" * 200 + "1", "a" * 200 + "2", "Amlie"]
+    given, draws = list(keys), (torch.get_rng_state(), python_random.getstate())
     buckets = embedding.hash_ids(keys, 1009)
     check(
         isinstance(buckets, torch.Tensor)
         and buckets.dtype == torch.int64
-        and buckets.shape == (10,)
+        and buckets.shape == (17,)
         and buckets.device.type == "cpu",
-        "an int64 tensor of shape [10] on the CPU",
+        "an int64 tensor of shape [17] on the CPU",
         came_back=buckets,
     )
     check(buckets[2] == buckets[3], "7 and '7' in one bucket", came_back=buckets.tolist())
     check(keys == given, "the keys as they were", came_back=keys)
-    check(torch.equal(torch.get_rng_state(), draws), "no random state touched")
+    same = torch.equal(torch.get_rng_state(), draws[0]) and python_random.getstate() == draws[1]
+    check(same, "no random generator seeded or used", what="torch's and Python's generators")
     backwards = embedding.hash_ids(keys[::-1], 1009)
     assert_close(backwards, buckets.flip(0), what="the same keys in another order")
     alone = embedding.hash_ids(["Amélie"], 1009)
     assert_close(alone, buckets[5:6], what="one key alone")
     large = embedding.hash_ids(keys, 2**40)
     different = len(set(large.tolist()))
-    check(different == 8, "8 different keys told apart", came_back=large.tolist())
+    check(
+        different == 15,
+        "15 different keys told apart in 2**40 buckets",
+        came_back=f"{different} different buckets",
+        what="keys that differ in case, space, order, sign, an accent, the last character",
+    )
     salted = builtins.hash
     file = sys.modules[embedding.hash_ids.__module__].__file__
     with pytest.MonkeyPatch.context() as patch:  # what another PYTHONHASHSEED does to hash()
@@ -556,11 +558,11 @@ def test_hash_is_stable():
 def test_hash_spreads():
     """Keys fall into 0 .. num_buckets - 1, evenly, and independently under another salt."""
     for keys, what in (
-        ([f"user_{i}" for i in range(10_000)], "keys user_0, user_1, ..."),
-        (list(range(10_000)), "keys 0, 1, ..."),
-        (range(0, 970_000, 97), "keys 0, 97, ..."),
+        ([f"user_{i}" for i in range(3_000)], "keys user_0, user_1, ..."),
+        (list(range(3_000)), "keys 0, 1, ..."),
+        (range(0, 300_000, 100), "keys 0, 100, ..."),
     ):
-        for num_buckets in (97, 500):
+        for num_buckets in (97, 100):
             buckets = embedding.hash_ids(keys, num_buckets).numpy()
             low, high = int(buckets.min()), int(buckets.max())
             check(
@@ -570,18 +572,17 @@ def test_hash_spreads():
                 what=what,
             )
             load = np.bincount(buckets, minlength=num_buckets)
-            fair = 10_000 / num_buckets
             check(
-                load.max() < fair + 7 * fair**0.5 and load.min() > 0,
-                f"about {fair:.0f} of 10,000 keys in each bucket",
+                load.max() < 70 and load.min() > 3,  # 30 on average, more than 5 deviations
+                "about 30 of 3,000 keys in each bucket",
                 came_back=f"{load.min()} to {load.max()}",
                 what=what,
             )
-        assert_salts_are_independent(keys[:2_000], what)
-    wide = len(set(embedding.hash_ids(list(range(10_000)), 2**40).tolist()))
+        assert_salts_are_independent(keys[:1_000], what)
+    wide = len(set(embedding.hash_ids([f"user_{i}" for i in range(3_000)], 2**40).tolist()))
     check(
-        wide > 9_990,
-        "hardly a collision of 10,000 keys in 2**40 buckets",
+        wide > 2_997,
+        "hardly a collision of 3,000 keys in 2**40 buckets",
         came_back=f"{wide} different buckets",
     )
     one = embedding.hash_ids(["a", "b"], 1)
