@@ -141,9 +141,25 @@ def watch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cold", action="store_true", help="a fresh process for each verdict")
 
 
+def review(parser: argparse.ArgumentParser) -> None:
+    kata_ids(parser)
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
 def brief(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("kata", nargs="?", metavar="NN", help="a kata (default: the next one)")
     parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def bench_arguments(parser: argparse.ArgumentParser) -> None:
+    kata_ids(parser)
+    impl(parser, "mine")
+    parser.add_argument(
+        "--loop", action="store_true", help="from a save to the verdict, cold and warm"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=7, help="measurements of each thing (default: 7)"
+    )
 
 
 def solution_arguments(parser: argparse.ArgumentParser) -> None:
@@ -240,6 +256,7 @@ GROUPS = {
     ],
     "Now and then": [
         Command("test", "harness.runner", "Run katas and record how they went", test_arguments),
+        Command("review", "harness.review", "What a reviewer would say of your code", review),
         Command("guide", "harness.guide", "A kata's guide", one_kata),
         Command(
             "solution",
@@ -256,6 +273,7 @@ GROUPS = {
             "A fresh stub of a kata; your file is kept beside it",
             one_kata,
         ),
+        Command("bench", "harness.bench", "How fast things are", bench_arguments),
         Command("data", "harness.data", "Fetch a data set and check it", data_arguments),
         Command("doctor", "harness.doctor", "What this machine can do, and what is missing"),
     ],

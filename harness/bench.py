@@ -1,0 +1,162 @@
+"""`kata bench`: how fast things are, measured side by side in one run.
+
+`kata bench NN` runs a kata's timings (tests marked `benchmark`). `kata bench --loop` measures the
+learner's loop in a copy of the checkout: from a save to the verdict of `kata watch`, a cold
+`pytest`, the board, and `import torch` beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from harness import catalog
+from harness.catalog import Kata
+from harness.errors import UsageError
+from harness.paths import REFERENCE, ROOT
+
+UNIT = ("01", "02", "03", "04", "06")  # katas whose spec is a unit test of one small part
+COPIED = ("harness", "katas", "fixtures", "src", "docs", "configs", "reference_tests/solution")
+COPIED += ("conftest.py", "tox.ini", "pyproject.toml")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the timings asked for."""
+    if args.loop:
+        chosen = args.katas or UNIT
+        print("\n".join(loop([catalog.find(name) for name in chosen], args.rounds)))
+        return 0
+    if not args.katas:
+        raise UsageError("kata bench: which? `kata bench NN` for a kata, `kata bench --loop`")
+    folders = [str(catalog.find(name).folder) for name in args.katas]
+    command = [sys.executable, "-m", "pytest", *folders, "-m", "benchmark", "-s"]
+    command += [f"--impl={impl}" for impl in args.impl or ["mine"]]
+    return 1 if subprocess.run(command, cwd=ROOT).returncode else 0
+
+
+# --- the learner's loop ---------------------------------------------------------------------------
+
+
+def loop(katas: list[Kata], rounds: int) -> list[str]:
+    """A table: for each kata the cold and the warm verdict, red and green, in seconds."""
+    with tempfile.TemporaryDirectory(prefix="kata-bench-") as folder:
+        checkout = Path(folder) / "checkout"
+        copy(checkout)
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("KATA_", "PYTEST_"))}
+        env["OMP_NUM_THREADS"] = "1"
+
+        def cold(*command: str) -> float:
+            begin = time.monotonic()
+            done = [sys.executable, *command]
+            subprocess.run(done, cwd=checkout, env=env, capture_output=True, check=False)
+            return time.monotonic() - begin
+
+        cold("-c", "import torch")  # the disk's cache is warm from now on
+        imports = [cold("-c", "import torch") for _ in range(rounds)]
+        boards = [cold("-m", "harness") for _ in range(rounds)]
+        base = statistics.median(imports)
+        lines = [
+            f"median of {rounds} rounds (least to most), seconds; one thread",
+            f"import torch {spread(imports)}, board {spread(boards)}",
+            "",
+            "| kata | cold, stub red | x torch | cold, green | x torch | save to red | "
+            "save to green | of the cold green |",
+            "| --- | --- | ---: | --- | ---: | --- | --- | ---: |",
+        ]
+        for kata in katas:
+            red, green = [], []
+            for _ in range(rounds):
+                red.append(cold("-m", "pytest", f"katas/{kata.id}", "-q"))
+                green.append(cold("-m", "pytest", f"katas/{kata.id}", "-q", "--impl", "reference"))
+            saves = watch(kata, checkout, env, rounds)
+            cells = [
+                kata.id,
+                spread(red),
+                f"{statistics.median(red) / base:.2f}",
+                spread(green),
+                f"{statistics.median(green) / base:.2f}",
+                spread(saves["red"]),
+                spread(saves["green"]),
+                f"{statistics.median(saves['green']) / statistics.median(green):.2f}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+        return lines
+
+
+def copy(checkout: Path) -> None:
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in COPIED:
+        source, target = ROOT / name, checkout / name
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=ignored)
+        elif source.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target)
+
+
+def watch(kata: Kata, checkout: Path, env: dict[str, str], rounds: int) -> dict[str, list[float]]:
+    """Seconds from a save to the first verdict that `kata watch` prints, red and green."""
+    stubs = {file: (checkout / "src/recsys" / file).read_text("utf-8") for file in kata.files}
+    right = {file: (REFERENCE / "recsys" / file).read_text("utf-8") for file in kata.files}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "harness", "watch", kata.number],
+        cwd=checkout,
+        env=env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert process.stdout is not None
+    os.set_blocking(process.stdout.fileno(), False)
+    said = ""
+
+    def until(pattern: str) -> None:
+        nonlocal said
+        end = time.monotonic() + 120
+        while not (found := re.search(pattern, said)):
+            if time.monotonic() > end or process.poll() is not None:
+                raise RuntimeError(f"kata watch {kata.number} said no verdict:\n{said}")
+            said += (process.stdout.read() or b"").decode()
+            time.sleep(0.001)
+        said = said[found.end() :]
+
+    def save(texts: dict[str, str], number: int) -> float:
+        begin = time.monotonic()
+        for file, text in texts.items():
+            path = checkout / "src/recsys" / file
+            path.write_text(f"{text}\n# {number}\n", encoding="utf-8")
+            begin = time.monotonic()
+        return begin
+
+    seconds: dict[str, list[float]] = {"red": [], "green": []}
+    try:
+        until(r"is red: \d+ of \d+ rungs.*\n")
+        for number in range(rounds):
+            for kind, texts, first in (
+                ("green", right, r"passes: \d+ of \d+ rungs.*\n"),
+                ("red", stubs, r"next: .*\n"),
+            ):
+                begin = save(texts, number)
+                until(first)
+                seconds[kind].append(time.monotonic() - begin)
+                if kind == "red":
+                    until(r"is red: \d+ of \d+ rungs.*\n")
+                time.sleep(0.2)
+    finally:
+        process.kill()
+        process.communicate()
+        for file, text in stubs.items():
+            (checkout / "src/recsys" / file).write_text(text, encoding="utf-8")
+    return seconds
+
+
+def spread(seconds: list[float]) -> str:
+    return f"{statistics.median(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f})"
