@@ -66,9 +66,9 @@ class Slow:
         self.free.set()
 
     def __call__(self, users, items, scores):
-        self.sizes.append(len(users))
         time.sleep(0.008)
         self.late |= not self.free.wait(0.25)
+        self.sizes.append(len(users))
         return table(users, items, scores)
 
 
@@ -146,6 +146,24 @@ def recalls():
 
 
 @probe
+def many_queries():
+    """The last 40 of 300 queries miss the second best."""
+
+    class Partly(Leaky):
+        def search(self, queries, k):
+            scores, items = super().search(queries, k)
+            all_scores = np.asarray(queries, dtype=np.float64) @ self.vectors.T
+            good = np.argsort(-all_scores, axis=1)[:, :k]
+            rows = np.asarray(queries)[:, :1] > 0
+            best = np.take_along_axis(all_scores, good, 1).astype(np.float32)
+            return np.where(rows, best, scores), np.where(rows, good, items)
+
+    vectors, queries = unit(9, 4).astype(np.float32), unit(300, 4, seed=7).astype(np.float32)
+    queries[:, 0] = np.where(np.arange(300) < 260, 1, -1) * np.abs(queries[:, 0] + 0.001)
+    return {"recall": float(serving.recall_at(Partly(vectors), vectors, queries, 2))}
+
+
+@probe
 def nonsense():
     """What the index and the search refuse."""
     vectors = unit(6, 4).astype(np.float32)
@@ -191,6 +209,14 @@ def score_belongs_to_item():
     scores = [each[1] for each in answer]
     kinds = [type(x).__name__ for x in answer[0]]
     return {"falling": scores == sorted(scores, reverse=True), "types": kinds}
+
+
+@probe
+def large_ids():
+    """Ids that a float32 cannot hold, as differences."""
+    base = 2**53 - 100
+    answer = recommender(table, item_ids=np.arange(8) * 3 + base).recommend_batch([7], [4])[0]
+    return [each[0] - base for each in answer]
 
 
 @probe
@@ -290,12 +316,17 @@ def talk(app, conversation, *, started=True):
                     break
                 await asyncio.sleep(0.01)
             result = await conversation(client)
-            await context.__aexit__(None, None, None)
+            stopping = asyncio.create_task(context.__aexit__(None, None, None))
+            await asyncio.wait([stopping], timeout=0.3)
             return result
 
+    return patiently(main())
+
+
+def patiently(coroutine):
     loop = asyncio.new_event_loop()
     try:
-        task = loop.create_task(main())
+        task = loop.create_task(coroutine)
         loop.run_until_complete(asyncio.wait([task], timeout=1.5))
         return task.result() if task.done() else "it never answered"
     finally:
@@ -315,6 +346,13 @@ def service(source, **options):
 
 def ask(client, user, k=3):
     return client.post("/recommend", json={"user_id": user, "k": k})
+
+
+async def soon(tasks):
+    """What `told` says of each answer, -1 where there is none in time."""
+    tasks = [asyncio.ensure_future(each) for each in tasks]
+    await asyncio.wait(tasks, timeout=0.25)
+    return [told(each.result()) if each.done() else -1 for each in tasks]
 
 
 def told(response):
@@ -390,6 +428,18 @@ def answers():
 
 
 @probe
+def documented():
+    """Which statuses of POST /recommend /openapi.json describes."""
+
+    async def conversation(client):
+        paths = (await client.get("/openapi.json")).json()["paths"]
+        known = paths["/recommend"]["post"]["responses"]
+        return [int(status in known) for status in ("200", "404", "413", "422", "500", "503")]
+
+    return talk(service(recommender(table)), conversation)
+
+
+@probe
 def crowd():
     """Seven requests while the ranker is busy with another one: sizes and answers."""
     ranker = Slow()
@@ -403,13 +453,17 @@ def crowd():
         await asyncio.sleep(0.03)
         ranker.free.set()
         got = await asyncio.gather(*tasks)
+        calls, largest = len(ranker.sizes), max(ranker.sizes)
+        served.recommend_batch(USERS, [1, 1, 1])
         return {
             "items": [[x["item_id"] for x in each.json()["items"]] for each in got],
-            "largest": max(ranker.sizes),
-            "calls": len(ranker.sizes),
+            "largest": largest,
+            "calls": calls,
+            "calls for a batch": len(ranker.sizes) - calls,
         }
 
-    return talk(service(recommender(ranker), max_batch=4), conversation)
+    served = recommender(ranker)
+    return talk(service(served, max_batch=4), conversation)
 
 
 @probe
@@ -427,7 +481,11 @@ def waits():
         loop.call_at = noted
         with patch("time.sleep", lambda seconds: fired.append(2)):
             got = [told(await ask(client, user)) for user in (7, 31)]
-        return {"statuses": got, "timers": len(fired)}
+        loop.call_at, steps, call_soon = call_at, [], loop.call_soon
+        loop.call_soon = lambda *args, **options: (steps.append(1), call_soon(*args, **options))[1]
+        await asyncio.sleep(0.01)
+        loop.call_soon = call_soon
+        return {"statuses": got, "timers": len(fired), "idle": len(steps) <= 10}
 
     return talk(service(recommender(table)), conversation)
 
@@ -441,7 +499,7 @@ def overload():
         ranker.free.clear()
         tasks = [asyncio.create_task(ask(client, 7)) for _ in range(10)]
         await asyncio.sleep(0.05)
-        early, health = sum(task.done() for task in tasks), await client.get("/health")
+        early, (health,) = sum(task.done() for task in tasks), await soon([client.get("/health")])
         late = ranker.late
         metrics = (await client.get("/metrics")).text
         ranker.free.set()
@@ -452,9 +510,10 @@ def overload():
             "answered": 3 <= codes.count(200) <= 6,
             "codes": sorted(set(codes)),
             "at once": early == len(codes) - codes.count(200),
-            "health": health.status_code,
+            "health": health,
             "held up": late,
-            "retry": ["retry-after" in each.headers for each in got if each.status_code == 503][:1],
+            "retry": [each.headers.get("retry-after", "").isdigit() for each in got
+                      if each.status_code == 503][:1],
             "some wait": 1 <= float(lines[0].split()[1]) <= 6 if lines else -1,
         }
 
@@ -478,7 +537,7 @@ def failure():
         got = await asyncio.gather(*[ask(client, user) for user in (31, 12, 7, 31, 7)])
         return [told(each) for each in got]
 
-    return talk(service(recommender(ranker)), conversation)
+    return talk(service(recommender(ranker), max_batch=4), conversation)
 
 
 @probe
@@ -493,9 +552,9 @@ def gone():
         tasks[1].cancel()
         await asyncio.sleep(0.005)
         ranker.free.set()
-        return [told(await tasks[0]), told(await tasks[2]), told(await ask(client, 7))]
+        return await soon([tasks[0], tasks[2]]) + await soon([ask(client, 7)])
 
-    return talk(service(recommender(ranker)), conversation)
+    return talk(service(recommender(ranker), max_batch=4), conversation)
 
 
 @probe
@@ -534,17 +593,18 @@ def life():
             late = [asyncio.create_task(each) for each in (client.get("/ready"), ask(client, 31))]
             await asyncio.wait(late, timeout=0.1)
             ranker.free.set()
-            await stopping
+            await asyncio.wait([stopping], timeout=0.3)
             return {
                 "before": before,
                 "warm": warm,
                 "after": after,
-                "late": [told(await each) for each in late],
-                "taken": [told(await each) for each in taken],
+                "late": await soon(late),
+                "taken": await soon(taken),
                 "loads": len(loads),
+                "stopped": stopping.done(),
             }
 
-    return asyncio.run(asyncio.wait_for(main(), 1.2))
+    return patiently(main())
 
 
 @probe
@@ -565,7 +625,8 @@ def reloads():
             calls.append(number)
             if number == 4:
                 raise RuntimeError("another shape")
-            return slow(users, items, scores) * (1 if number % 2 else -1)
+            given = slow(users, items, scores) if number == 1 else table(users, items, scores)
+            return given * (1 if number % 2 else -1)
 
         return recommender(ranker, version=f"{number}")
 
@@ -583,7 +644,7 @@ def reloads():
         await asyncio.sleep(0.01)
         ready = (await client.get("/ready")).status_code
         proceed.set()
-        await asyncio.sleep(0.03)
+        await asyncio.wait([reload], timeout=0.2)
         slow.free.set()
         good, first = told(await reload), version(await first)
         warm = 2 in calls
@@ -592,7 +653,7 @@ def reloads():
         return {"ready": ready, "good": good, "first": first, "warm": warm, "second": second,
                 "bad": bad, "after": version(await ask(client, 7)), "held": held}  # fmt: skip
 
-    return talk(service(loader), conversation)
+    return talk(service(loader, max_batch=4), conversation)
 
 
 @probe

@@ -82,7 +82,7 @@ def search(index: faiss.Index, queries: np.ndarray, k: int) -> tuple[np.ndarray,
     """The k items with the largest inner products with each query.
 
     Args:
-        queries: (Q, D), or (D,) for a single one; any float type and memory layout.
+        queries: (Q, D) unit vectors, or (D,) for a single one; any float type and memory layout.
         k: at least 1, of any size, above the number of items too.
 
     Returns:
@@ -120,7 +120,7 @@ def recall_at(index: faiss.Index, vectors: np.ndarray, queries: np.ndarray, k: i
     vectors = np.asarray(vectors, dtype=np.float32)
     found = []
     for start in range(0, len(queries), 256):  # no (Q, I) array
-        part = np.asarray(queries[start : start + 256], dtype=np.float32)
+        part = queries[start : start + 256]
         exact = part @ vectors.T
         worst = np.partition(exact, -k, axis=1)[:, -k, None]
         _, items = search(index, part, k)
@@ -362,6 +362,8 @@ def create_app(
     async def reload() -> Response:
         if isinstance(source, Recommender):
             return _problem(409, "nothing to load from")
+        if state["batcher"] is None:
+            return _problem(503, "nothing to replace yet")
         try:
             recommender = await asyncio.get_running_loop().run_in_executor(None, loaded)
         except Exception as error:

@@ -16,6 +16,7 @@ import numpy as np
 import orjson
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import PlainTextResponse
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
@@ -85,7 +86,7 @@ def search(index: faiss.Index, queries: np.ndarray, k: int) -> tuple[np.ndarray,
     """The k items with the largest inner products with each query.
 
     Args:
-        queries: (Q, D), or (D,) for a single one; any float type and memory layout.
+        queries: (Q, D) unit vectors, or (D,) for a single one; any float type and memory layout.
         k: at least 1, of any size, above the number of items too.
 
     Returns:
@@ -278,8 +279,9 @@ def create_app(
                          ``recommend_seconds`` and ``recommend_batch_size`` (requests answered
                          together); gauge ``recommend_waiting``, requests in the queue now
     ``POST /reload``     calls the loader again; the new recommender takes over in one step, after
-                         a warm-up of its own. If either fails the old one stays (503). 409 if
-                         the app was not made from a loader. For operators: keep it from the public
+                         a warm-up of its own; the old one answers meanwhile, and stays if either
+                         fails (503). 503 too before the service is ready; 409 if the app was not
+                         made from a loader. For operators: keep it from the public
     ===================  ======================================================================
 
     - Errors are JSON with a ``detail`` in words: 404 unknown user; 413 a body over ``max_body``
@@ -291,11 +293,12 @@ def create_app(
       take the other requests of its batch with it; nor does a client that goes away while waiting.
     - Every number in an answer is finite.
     - Requests that wait at the same time are answered together, at most ``max_batch`` by one call
-      of ``recommend_batch``; none waits for others to come. An answer is the same as if it had
-      been asked alone. A slow recommender does not keep the service from telling its health and
-      from taking or refusing requests.
+      of ``recommend_batch``; none waits for others to come, and while nobody asks nothing runs. An
+      answer is the same as if it had been asked alone. A slow recommender does not keep the service
+      from telling its health and from taking or refusing requests.
     - The loader is called once, at startup, and a warm-up request is answered before the service
-      is ready. At shutdown no more requests are taken (503), and all that were are answered.
+      is ready. At shutdown no more requests are taken (503), all that were are answered, and then
+      no task is left running.
 
     Args:
         source: a recommender, or a function without arguments that loads one.
@@ -318,7 +321,7 @@ def create_app(
     def load_warm() -> Recommender:
         recommender = load()
         for size in (1, max_batch) if len(recommender.user_ids) else ():
-            users = np.resize(np.asarray(recommender.user_ids), size).tolist()
+            users = np.resize(recommender.user_ids, size).tolist()
             recommender.recommend_batch(users, [max_k] * size)
         return recommender
 
@@ -372,7 +375,7 @@ def create_app(
             return _problem(503, "not warmed up yet, or shutting down", {"Retry-After": "1"})
         return _json({"status": "ready", "model_version": batcher.recommender.version})
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
@@ -380,14 +383,14 @@ def create_app(
     async def reload() -> Response:
         if load is not source:
             return _problem(409, "there is no loader: the app was made from a recommender")
+        if (current := batcher) is None:
+            return _problem(503, "the service is not ready", {"Retry-After": "1"})
         async with reloading:
             try:
                 recommender = await asyncio.to_thread(load_warm)
             except Exception as error:
                 return _problem(503, f"the old model stays: {type(error).__name__}: {error}")
-            if batcher is None:
-                return _problem(503, "the service is not ready", {"Retry-After": "1"})
-            batcher.recommender = recommender  # one assignment: nobody sees half of each
+            current.recommender = recommender  # one assignment: nobody sees half of each
         return _json({"status": "reloaded", "model_version": recommender.version})
 
     @app.exception_handler(RequestValidationError)
