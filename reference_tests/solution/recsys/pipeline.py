@@ -488,7 +488,18 @@ def run(
     logits = ranker(proposed)
     final, order = logits.sort(dim=1, descending=True, stable=True)
 
+    listed, ranked = items.cpu().numpy(), logits.cpu().numpy()
+
     def rank(users: np.ndarray, items: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """Lists that were ranked above are looked up; only others are ranked while users wait."""
+        if items.shape[1] != listed.shape[1]:
+            return rank_now(users, items, scores)
+        result, new = ranked[users], (items != listed[users]).any(1)
+        if new.any():
+            result[new] = rank_now(users[new], items[new], scores[new])
+        return result
+
+    def rank_now(users: np.ndarray, items: np.ndarray, scores: np.ndarray) -> np.ndarray:
         some = asked.of(torch.from_numpy(users).to(device))
         candidates, similarity = (torch.from_numpy(x).to(device) for x in (items, scores))
         data = RankingData(some, candidates, similarity, statistics, text=ranking_text)
