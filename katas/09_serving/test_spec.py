@@ -521,6 +521,8 @@ def test_round_trip():
         assert_equal(ids_of(response), [each[0] for each in alone[k]], call=call, what="item ids")
         got = [x["title"] for x in body["items"]]
         assert_equal(got, [x[2] for x in alone[k]], call=call, what="titles")
+        ids = [int(item_ids[int(title.split()[1])]) for title in got]
+        assert_equal(ids_of(response), ids, call=call, what="item ids, beside those of the titles")
         scores = [x["score"] for x in body["items"]]
         check(all(type(x) is float for x in scores), "numbers", came_back=scores, call=call)
         wanted = torch.tensor([x[1] for x in alone[k]])
