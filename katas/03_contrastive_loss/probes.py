@@ -5,6 +5,7 @@ import math
 import torch
 
 from harness.cost import count
+from harness.devices import other_device_findings
 from harness.probe import probe
 from harness.spec import learner
 
@@ -37,7 +38,14 @@ def graded(value, leaves):
     if value.dim() or not value.requires_grad:
         return {**told, "gradient": "no scalar with a graph"}
     grads = torch.autograd.grad(1.7 * value, list(leaves.values()), allow_unused=True)
-    return {**told, **dict(zip(leaves, grads, strict=True))}
+    return {**told, **{name: seen(grad) for name, grad in zip(leaves, grads, strict=True)}}
+
+
+def seen(grad):
+    """A number for each row of a gradient, which keeps what is stored small."""
+    if grad is None or grad.dim() < 2:
+        return grad
+    return grad @ torch.tensor([1.0, 0.37, 0.59], dtype=grad.dtype)[: grad.shape[1]]
 
 
 def in_batch(user=USER, item=ITEM, *, temperature=0.7, **options):
@@ -114,14 +122,13 @@ def id_zero():
 @probe
 def large_ids():
     """Beyond float32, beyond int32, beyond float64: one loss each."""
-    user, item = tensor(USER), tensor(ITEM)
     found = {}
     for name, ids in (
         ("float32", [16777216, 16777217, 5, 6, 7]),
         ("int32", [5, 6, 2**32 + 5, 7, 8]),
         ("float64", [5, 6, 2**53, 7, 2**53 + 1]),
     ):
-        ids = torch.tensor(ids)
+        ids, user, item = torch.tensor(ids), tensor(USER), tensor(ITEM)
         found[name] = losses.in_batch_softmax_loss(user, item, temperature=0.7, item_ids=ids)
     return found
 
@@ -193,6 +200,11 @@ def full_weights():
 
 
 @probe
+def full_small_weights():
+    return full(sample_weight=2e-8 * tensor(WEIGHT))
+
+
+@probe
 def full_zero_weights():
     return full(sample_weight=tensor([0.0] * 5))
 
@@ -206,38 +218,57 @@ def full_small_temperature():
 
 # integers whose products bfloat16 rounds, whatever the order of the operations
 WHOLE = [[16.0, 1.0], [16.0, 3.0], [1.0, 17.0], [2.0, 16.0]]
-LABEL = [0, 2, 2, 1]
 
 
-def both(user, item):
-    ids = torch.tensor(LABEL)
-    return {
-        "in_batch": float(losses.in_batch_softmax_loss(user, item, temperature=1.0)),
-        "full": float(losses.full_softmax_loss(user, item, ids, temperature=1.0)),
-    }
+def in_batch_of_two(dtype):
+    user = tensor(WHOLE, dtype)
+    found = [losses.in_batch_softmax_loss(user, user.flip(i), temperature=1.0) for i in (0, 1)]
+    return [float(loss) for loss in found]
+
+
+def full_of_two(dtype):
+    user, target = tensor(WHOLE, dtype), torch.tensor([0, 2, 2, 1])
+    catalogues = (user.flip(0), user.flip(1))
+    return [float(losses.full_softmax_loss(user, c, target, temperature=1.0)) for c in catalogues]
 
 
 @probe(tolerance=1e-4)
 def from_bfloat16():
-    user = tensor(WHOLE, torch.bfloat16)
-    return both(user, user.flip(0))
+    return in_batch_of_two(torch.bfloat16)
+
+
+@probe(tolerance=1e-4)
+def full_from_bfloat16():
+    return full_of_two(torch.bfloat16)
 
 
 @probe(tolerance=1e-4)
 def under_autocast():
-    user = tensor(WHOLE, torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        return both(user, user.flip(0))
+        return in_batch_of_two(torch.float32)
+
+
+@probe(tolerance=1e-4)
+def full_under_autocast():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return full_of_two(torch.float32)
+
+
+# differences that only float64 can tell
+FINE, COARSE = [[1.0, 1e-9], [1.0, -1e-9]], [[1.0, 1.0], [1.0, -2.0]]
 
 
 @probe(tolerance=1e-4)
 def from_float64():
-    """Differences that only float64 can tell."""
-    user, item = tensor([[1.0, 1e-9], [1.0, -1e-9]]), tensor([[1.0, 1.0], [1.0, -2.0]])
+    loss = losses.in_batch_softmax_loss(tensor(FINE), tensor(COARSE), temperature=1.0)
+    return 1e9 * (loss - math.log(2))
+
+
+@probe(tolerance=1e-4)
+def full_from_float64():
     label = torch.tensor([0, 1])
-    in_batch = losses.in_batch_softmax_loss(user, item, temperature=1.0)
-    full = losses.full_softmax_loss(user, item, label, temperature=1.0)
-    return {"in_batch": 1e9 * (in_batch - math.log(2)), "full": 1e9 * (full - math.log(2))}
+    loss = losses.full_softmax_loss(tensor(FINE), tensor(COARSE), label, temperature=1.0)
+    return 1e9 * (loss - math.log(2))
 
 
 # --- what the caller hands in ---------------------------------------------------------------------
@@ -284,8 +315,7 @@ def empty_batch():
 @probe
 def bad_temperatures():
     user, item = tensor(USER), tensor(ITEM)
-    found = {t: outcome(losses.in_batch_softmax_loss, user, item, temperature=t) for t in (0.0, -1)}
-    return {str(temperature): told for temperature, told in found.items()}
+    return [outcome(losses.in_batch_softmax_loss, user, item, temperature=t) for t in (0.0, -1)]
 
 
 @probe
@@ -301,17 +331,45 @@ def bad_options():
     }
 
 
+def full_outcome(**changes):
+    given = {"user": tensor(USER), "catalogue": tensor(CATALOGUE), "target": torch.tensor(TARGET)}
+    return outcome(losses.full_softmax_loss, **{**given, "temperature": 0.7, **changes})
+
+
 @probe
-def bad_full():
-    user, catalogue, target = tensor(USER), tensor(CATALOGUE), torch.tensor(TARGET)
-    call, weight = losses.full_softmax_loss, tensor(WEIGHT)
-    return {
-        "width": outcome(call, user, catalogue[:, :1], target, temperature=0.7),
-        "target": outcome(call, user, catalogue, target[:, None], temperature=0.7),
-        "empty": outcome(call, user[:0], catalogue, target[:0], temperature=0.7),
-        "weight": outcome(call, user, catalogue, target, temperature=0.7, sample_weight=weight[:1]),
-        "temperature": outcome(call, user, catalogue, target, temperature=0.0),
-    }
+def bad_full_shapes():
+    user, target = tensor(USER), torch.tensor(TARGET)
+    narrow, column = user[:, :1], target[:, None]
+    return [full_outcome(user=narrow), full_outcome(user=user[0]), full_outcome(target=column)]
+
+
+@probe
+def bad_full_weights():
+    weight = tensor(WEIGHT)
+    return [full_outcome(sample_weight=bad) for bad in (weight[:1], weight[:, None])]
+
+
+@probe
+def empty_full_batch():
+    return full_outcome(user=tensor(USER)[:0], target=torch.tensor(TARGET)[:0])
+
+
+@probe
+def bad_full_temperatures():
+    return [full_outcome(temperature=temperature) for temperature in (0.0, -1)]
+
+
+@probe
+def on_another_device():
+    """Whether anything is made on the CPU when all inputs are elsewhere."""
+
+    def scenario(place):
+        user, item = tensor(USER).to(place), tensor(ITEM).to(place)
+        options = {"log_q": tensor(LOG_Q).to(place), "sample_weight": tensor(WEIGHT).to(place)}
+        options |= {"item_ids": torch.tensor(IDS).to(place), "symmetric": True}
+        return losses.in_batch_softmax_loss(user, item, temperature=0.7, **options)
+
+    return bool(other_device_findings(scenario).findings)
 
 
 # --- cost -----------------------------------------------------------------------------------------

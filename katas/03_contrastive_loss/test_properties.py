@@ -9,7 +9,7 @@ from harness.spec import assert_close, assert_scalar, device, fail, generator, l
 losses = learner("training.losses")
 
 EXAMPLES = settings(
-    max_examples=20,
+    max_examples=15,
     derandomize=True,
     database=None,
     deadline=None,
