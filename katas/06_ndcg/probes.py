@@ -260,7 +260,8 @@ def mean():
 
 @probe
 def mean_in_half_precision():
-    return float(metrics.mean_over_users(torch.linspace(0, 1, 99).half())[0])
+    values = torch.arange(95).div(99).half()
+    return [float(metrics.mean_over_users(v)[0]) for v in (values, values[:37])]
 
 
 @probe
@@ -345,6 +346,13 @@ def full_ranking_of_nan():
     table = TABLE.clone()
     table[0, 3] = table[2, 4] = table[3, 0] = NAN
     return ranking(table)
+
+
+@probe
+def full_ranking_of_infinite_scores():
+    table = TABLE.clone()
+    table[0, 3] = table[2, 4] = table[3, 0] = INF
+    return ranking(table, k=2)
 
 
 @probe

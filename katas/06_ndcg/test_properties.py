@@ -35,7 +35,7 @@ def any_size(test):
         test(*table(users, items, seed), k, seed)
 
     # the tables are small already: without shrinking a red rung takes no longer than a green one
-    return settings(derandomize=True, database=None, deadline=None, max_examples=8,
+    return settings(derandomize=True, database=None, deadline=None, max_examples=6,
                     phases=[Phase.generate])(sizes(on_table))  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def nothing_wins_by_luck():
 
 def same_for(scores, relevance, k, wanted, what):
     for name, value in values_of(scores, relevance, k).items():
-        assert_close(value, wanted[name], rtol=1e-6, atol=1e-9, call=call(name, k), what=what)
+        assert_close(value, wanted[name], rtol=1e-6, atol=1e-7, call=call(name, k), what=what)
 
 
 @rung(
@@ -104,7 +104,7 @@ def test_whatever_the_scores():
 def any_table(scores, relevance, k, seed):
     wanted = values_of(scores, relevance, k)
     for name, value in wanted.items():
-        check(not bool(((value < 0) | (value > 1 + 1e-9)).any()), "values from 0 to 1",
+        check(not bool(((value < 0) | (value > 1 + 1e-6)).any()), "values from 0 to 1",
               came_back=value, call=call(name, k))  # fmt: skip
     items = torch.randperm(scores.shape[1], generator=generator(seed)).to(device())
     same_for(scores[:, items], relevance[:, items], k, wanted, "the items in another order")
@@ -114,7 +114,7 @@ def any_table(scores, relevance, k, seed):
     same_for(scores * 8 + 1, relevance, k, wanted, "scores * 8 + 1")
     noise = torch.rand(scores.shape, generator=generator(seed), dtype=scores.dtype) / 99
     for name, value in values_of(scores + noise.to(device()), relevance, k).items():
-        lucky = wanted[name] > value + 1e-9
+        lucky = wanted[name] > value + 1e-6
         check(not lucky.any(), "ties are worth no more than any order of the tied items",
               came_back=wanted[name], call=call(name, k))  # fmt: skip
 

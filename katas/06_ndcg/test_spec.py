@@ -148,21 +148,28 @@ def test_order():
     for dtype in (torch.float64, torch.uint8, torch.float16, torch.bool):
         ranked = metrics.ranked_relevance(scores, relevance.to(dtype), 2)
         assert_close(ranked, whole[:, :2].to(dtype), what=f"relevance given as {dtype}")
+    matrix = "scores[2, 4]"
     bad = [
-        ("shapes (2, 4) and (2, 3)", lambda: metrics.ranked_relevance(scores, relevance[:, :3])),
-        ("shapes (2, 4) and (1, 4)", lambda: metrics.ranked_relevance(scores, relevance[:1])),
-        ("shapes (1, 4) and (2, 4)", lambda: metrics.ndcg_at_k(scores[:1], relevance, 2)),
-        ("1-D tensors", lambda: metrics.ranked_relevance(scores[0], relevance[0])),
-        ("3-D tensors", lambda: metrics.recall_at_k(scores[None], relevance[None], 2)),
-        ("k = 0", lambda: metrics.ranked_relevance(scores, relevance, 0)),
-        ("k = -1", lambda: metrics.ranked_relevance(scores, relevance, -1)),
-        ("k = 0 in ndcg_at_k", lambda: metrics.ndcg_at_k(scores, relevance, 0)),
-        ("k = -1 in recall_at_k", lambda: metrics.recall_at_k(scores, relevance, -1)),
-        ("k = 0 in hit_rate_at_k", lambda: metrics.hit_rate_at_k(scores, relevance, 0)),
-        ("k = 0 in mrr_at_k", lambda: metrics.mrr_at_k(scores, relevance, 0)),
-    ]
-    for what, function in bad:
-        expect_error(function, ValueError, call=f"a metric with {what}")
+        (f"ranked_relevance({matrix}, relevance[2, 3])",
+         lambda: metrics.ranked_relevance(scores, relevance[:, :3])),
+        (f"ranked_relevance({matrix}, relevance[1, 4])",
+         lambda: metrics.ranked_relevance(scores, relevance[:1])),
+        ("ndcg_at_k(scores[1, 4], relevance[2, 4], 2)",
+         lambda: metrics.ndcg_at_k(scores[:1], relevance, 2)),
+        ("ranked_relevance(scores[4], relevance[4])",
+         lambda: metrics.ranked_relevance(scores[0], relevance[0])),
+        ("recall_at_k(scores[1, 2, 4], relevance[1, 2, 4], 2)",
+         lambda: metrics.recall_at_k(scores[None], relevance[None], 2)),
+    ]  # fmt: skip
+    for name in ("ranked_relevance", "ndcg_at_k", "recall_at_k", "hit_rate_at_k", "mrr_at_k"):
+        for k in (0, -1):
+
+            def cut(name=name, k=k):
+                return getattr(metrics, name)(scores, relevance, k)
+
+            bad.append((f"{name}({matrix}, relevance[2, 4], {k})", cut))
+    for text, function in bad:
+        expect_error(function, ValueError, call=text)
 
 
 @rung(
@@ -389,10 +396,10 @@ def test_mean_over_users():
               came_back=result)  # fmt: skip
         assert_scalar(result[0], mean, what=f"the mean of {values.tolist()}")
         assert_scalar(result[1], count, what=f"the count of {values.tolist()}")
-    values = torch.linspace(0, 1, 999).half().to(device())
+    values = (torch.arange(2500) * 37 % 2503 / 2503).half().to(device())
     mean, count = metrics.mean_over_users(values)
-    assert_scalar(mean, float(values.double().mean()), what="the mean of 999 float16 values")
-    assert_scalar(count, 999, what="the count of 999 float16 values")
+    assert_scalar(mean, float(values.double().mean()), what="the mean of 2,500 float16 values")
+    assert_scalar(count, 2500, what="the count of 2,500 float16 values")
 
 
 @rung(
@@ -445,7 +452,7 @@ def test_full_ranking():
         items, scores = metrics.full_ranking(lambda users: table[users], 4, seen=seen, k=2)
     assert_close(items, tensor([[3, 2], [0, 1], [4, 1], [1, 3]], torch.int64), what="the items")
     assert_close(scores, tensor([[4, 3], [9, 8], [40, 30], [-2, -4]]), what="the scores")
-    items, scores = metrics.full_ranking(lambda users: table.double(), 4, seen=seen, k=1)
+    items, scores = metrics.full_ranking(lambda users: table[users].double(), 4, seen=seen, k=1)
     assert_close(items, tensor([[3], [0], [4], [1]], torch.int64), what="items of float64 scores")
     assert_close(scores, tensor([[4], [9], [40], [-2]]), what="scores, float32 from float64")
     unseen = seen_lists([[], [], [], []])
@@ -463,7 +470,7 @@ def test_full_ranking():
     g = generator(5)
     order = torch.rand(users, catalogue, generator=g).argsort(1)  # all scores of a user differ
     table = (order.float() - 11).to(device())
-    lists = [torch.randperm(catalogue, generator=g)[: u % 5 * 33].tolist() for u in range(users)]
+    lists = [torch.randperm(catalogue, generator=g)[: u % 5 * 32].tolist() for u in range(users)]
     seen = seen_lists(lists)
     wanted, values = [], []
     for row, known in zip(table.tolist(), lists, strict=True):
@@ -540,19 +547,19 @@ def test_list_metrics():
     scores = tensor([[8, 6, 5, 3], [8, 6, 6, 3], [8, 6, 3, 3], [8, 6, 5, 3], [8, 6, -INF, -INF],
                      [8, 6, 3, NAN]])  # fmt: skip
     cases = [  # row, target, rank (0: not found), why
-        (0, 4, 1, "the first place"),
+        (0, 4, 1, "in the first place"),
         (0, 7, 4, "alone in the last place"),
         (1, 2, 3, "in a tie of places 2 and 3"),
         (1, 9, 3, "in a tie of places 2 and 3"),
         (2, 9, 0, "in a tie that reaches the end of the list"),
         (2, 2, 2, "before that tie"),
         (3, 5, 0, "not in the list"),
-        (4, 2, 2, "the last item of a list that ran out"),
+        (4, 2, 2, "is the last item of a list that ran out"),
         (5, 7, 0, "with score NaN"),
     ]
     called = "list_metrics(items[1, 4], scores[1, 4], target[1], ks=(1, 2, 3, 4))"
     for row, target, rank, why in cases:
-        what = f"the target is {why}: "
+        what = f"the target {why}: "
         one = slice(row, row + 1)
         target = tensor([target], torch.int64)
         with unchanged(items, scores, target):
@@ -680,6 +687,12 @@ def test_normalized_entropy():
     with unchanged(logits, labels):
         value = metrics.normalized_entropy(logits, labels)
     assert_scalar(value, wanted, rtol=1e-6, what="one positive among 20,000 rows")
+    logits, labels = torch.linspace(-3, 2, 9, device=device()).half(), labels[73:82]
+    x, p = logits.double(), 1 / 9
+    wanted = float((torch.nn.functional.softplus(x) - x * labels).mean())
+    wanted /= -(p * math.log(p) + (1 - p) * math.log1p(-p))
+    value = metrics.normalized_entropy(logits, labels)
+    assert_scalar(value, wanted, rtol=1e-6, what="float16 logits")
     logits, labels = logits[:4], labels[:4]
     for same in (0, 1):
         value = metrics.normalized_entropy(logits, torch.full_like(labels, same))

@@ -79,6 +79,15 @@ def test_torchmetrics_averages_ties_in_ndcg_and_breaks_them_by_position_elsewher
     assert metrics.hit_rate_at_k(constant.expand(3, 3), torch.eye(3), 2).tolist() == [0, 0, 0]
 
 
+def test_torchmetrics_sorts_nan_first_or_last_as_the_metric_does(metrics):
+    theirs = pytest.importorskip("torchmetrics.functional.retrieval")
+    scores, relevance = torch.tensor([[NAN, 0.5, 0.1, 0.2]]), torch.tensor([[1, 0, 0, 0]])
+    close(theirs.retrieval_normalized_dcg(scores[0], relevance[0]).double(), 1 / math.log2(5))
+    assert theirs.retrieval_hit_rate(scores[0], relevance[0], top_k=1) == 1
+    close(metrics.ndcg_at_k(scores, relevance, 4)[0], 1 / math.log2(5))
+    assert metrics.hit_rate_at_k(scores, relevance, 1).tolist() == [0]
+
+
 def test_torchmetrics_recall_finds_no_item_with_a_score_of_zero_or_less(metrics):
     theirs = pytest.importorskip("torchmetrics.functional.retrieval")
     scores, relevance = torch.tensor([[-1.0, -2.0, -3.0]]), torch.tensor([[1, 0, 0]])

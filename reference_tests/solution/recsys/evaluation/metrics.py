@@ -43,14 +43,14 @@ def ranked_relevance(scores: Tensor, relevance: Tensor, k: int | None = None) ->
             f"not {tuple(scores.shape)} and {tuple(relevance.shape)}"
         )
     num_items = scores.shape[1]
-    k = num_items if k is None else min(_check_k(k), num_items)
+    k = num_items if k is None else _check_k(k)
     scores = _nan_to_last(scores)
-    top = scores.topk(min(k + 1, num_items), dim=1)  # one place more: does a tie cross the cut?
+    top = scores.topk(min(k + 1, num_items))  # one place more: does a tie cross the cut?
     ranked = relevance.gather(1, top.indices[:, :k])
     tied = (top.values[:, 1:] == top.values[:, :-1]).any(1)
     # only rows with a tie are sorted: by rising relevance, then, stably, by falling score
-    order = relevance[tied].argsort(dim=1)
-    falling = scores[tied].gather(1, order).argsort(dim=1, descending=True, stable=True)
+    order = relevance[tied].argsort()
+    falling = scores[tied].gather(1, order).argsort(descending=True, stable=True)
     ranked[tied] = relevance[tied].gather(1, order.gather(1, falling[:, :k]))
     return ranked
 
@@ -79,11 +79,11 @@ def ndcg_at_k(scores: Tensor, relevance: Tensor, k: int, *, gain: str = "linear"
         raise ValueError(f"gain must be 'linear' or 'exponential', not {gain!r}")
     ranked = ranked_relevance(scores, relevance, k).double()
     grades = relevance.byte() if relevance.dtype == torch.bool else relevance  # topk takes no bool
-    ideal = grades.topk(ranked.shape[1], dim=1).values.double()
+    ideal = grades.topk(ranked.shape[1]).values.double()
     if gain == "exponential":
         ranked, ideal = ranked.exp2() - 1, ideal.exp2() - 1
     places = torch.arange(ranked.shape[1], dtype=torch.float64, device=scores.device)
-    discount = 1 / (places + 2).log2()
+    discount = (places + 2).log2().reciprocal()
     return (ranked @ discount) / (ideal @ discount)  # 0 / 0 is NaN: nothing relevant
 
 
@@ -96,7 +96,7 @@ def recall_at_k(scores: Tensor, relevance: Tensor, k: int, *, capped: bool = Fal
     Returns:
         (U,) float64; NaN for a user without any relevant item.
     """
-    hits = (ranked_relevance(scores, relevance, k) > 0).sum(1).double()
+    hits = (ranked_relevance(scores, relevance, k) > 0).sum(1)
     relevant = (relevance > 0).sum(1).double()
     return hits / (relevant.clamp(max=k) if capped else relevant)
 
@@ -201,7 +201,7 @@ def full_ranking(
         counts = offsets[users + 1] - offsets[users]
         row = torch.repeat_interleave(torch.arange(len(users), device=items.device), counts)
         scores[row, items[start:stop]] = float("-inf")
-        top = scores.topk(min(k, scores.shape[1]), dim=1)
+        top = scores.topk(min(k, scores.shape[1]))
         all_items.append(top.indices.masked_fill(top.values == float("-inf"), -1))
         all_scores.append(top.values)
     return torch.cat(all_items), torch.cat(all_scores)
@@ -264,7 +264,8 @@ def auc(scores: Tensor, labels: Tensor) -> float:
     Source: Hanley and McNeil 1982; by mid-ranks it is the Mann-Whitney U statistic.
     """
     positive = labels > 0
-    num_pos, num_neg = int(positive.sum()), int((~positive).sum())
+    num_pos = int(positive.sum())
+    num_neg = len(labels) - num_pos
     _, group, count = _nan_to_last(scores).unique(return_inverse=True, return_counts=True)
     count = count.double()
     mid_rank = count.cumsum(0) - (count - 1) / 2
