@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Generator
 from dataclasses import asdict
@@ -89,8 +90,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(diagnose)
     config.pluginmanager.register(hide)
     config.pluginmanager.register(Show(hide, diagnose))
-    if only_katas(config) and config.option.verbose == 0:
-        config.option.no_header = True  # the message needs the screen
+    if only_katas(config):
+        import_as_written()
+        if config.option.verbose == 0:
+            config.option.no_header = True  # the message needs the screen
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -107,6 +110,17 @@ def only_katas(config: pytest.Config) -> bool:
     """Whether every argument is a kata, or a test of one."""
     places = [config.invocation_params.dir / arg.partition("::")[0] for arg in config.args]
     return bool(places) and all(is_kata(place) for place in places)
+
+
+def import_as_written() -> None:
+    """No rewriting of assertions: katas have none, and it makes hypothesis import in 2 s.
+
+    pytest rewrites every package that has a plugin for it, and since nothing here writes bytecode,
+    it would do so in each run.
+    """
+    hooks = [hook for hook in sys.meta_path if type(hook).__name__ == "AssertionRewritingHook"]
+    for hook in hooks:
+        sys.meta_path.remove(hook)
 
 
 def is_kata(path: Path) -> bool:
