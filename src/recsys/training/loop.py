@@ -166,9 +166,9 @@ class EarlyStopping:
         patience: stop after this many updates in a row without a better metric; 0 for never.
 
     Attributes:
-        best: best metric so far, ``-inf`` before the first. best_epoch: its epoch.
-        best_state: a copy of the model's ``state_dict()`` then, independent of later training;
-        ``None`` before the first.
+        best: best metric so far, ``-inf`` before the first. best_epoch: its epoch, 0 before the
+        first. best_state: a copy of the model's ``state_dict()`` then, independent of later
+        training; ``None`` before the first.
     """
 
     def __init__(self, patience: int) -> None:
@@ -186,7 +186,10 @@ class EarlyStopping:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the following updates depend on, as tensors and plain values."""
+        """Everything that the following updates depend on, as tensors and plain values.
+
+        Later updates do not change what was returned.
+        """
         raise NotImplementedError(
             "kata 05: write EarlyStopping.state_dict in src/recsys/training/loop.py"
         )
@@ -198,8 +201,8 @@ class EarlyStopping:
         )
 
 
-def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
-    """Write a nested mapping of tensors and plain values so that ``path`` is never half-written.
+def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
+    """Write a nested dictionary of tensors and plain values so that ``path`` is never half-written.
 
     The file appears under its name only when it is complete and on disk (fsync: after a power cut
     a renamed file may be empty otherwise). Whoever kills the process at any moment finds either the
@@ -231,7 +234,7 @@ def fit(
     """Train a model; the data stay on its device and are addressed by index.
 
     The model trains in training mode with :func:`make_optimizer`. Each epoch takes
-    :func:`index_batches` (epoch 0 first), turns every index tensor into a batch by
+    :func:`index_batches`, turns every index tensor into a batch by
     ``make_batch(index)`` and groups ``accumulate`` of them, fewer at the end of the epoch, into one
     :func:`train_step`, with the rate ``config.lr * warmup_cosine(step)``: ``step`` counts the steps
     of all epochs from 0, ``total_steps`` are those of ``config.epochs`` epochs, and the warm-up

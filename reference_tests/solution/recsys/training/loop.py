@@ -147,7 +147,7 @@ def train_step(
     if not batches:
         raise ValueError("train_step needs at least one batch")
     rows = [len(next(iter(batch.values()))) for batch in batches]
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad()
     total: Tensor | None = None
     for batch, n in zip(batches, rows, strict=True):
         device = next(iter(batch.values())).device.type
@@ -206,9 +206,9 @@ class EarlyStopping:
         patience: stop after this many updates in a row without a better metric; 0 for never.
 
     Attributes:
-        best: best metric so far, ``-inf`` before the first. best_epoch: its epoch.
-        best_state: a copy of the model's ``state_dict()`` then, independent of later training;
-        ``None`` before the first.
+        best: best metric so far, ``-inf`` before the first. best_epoch: its epoch, 0 before the
+        first. best_state: a copy of the model's ``state_dict()`` then, independent of later
+        training; ``None`` before the first.
     """
 
     def __init__(self, patience: int) -> None:
@@ -231,7 +231,10 @@ class EarlyStopping:
         return 0 < self.patience <= self.bad
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the following updates depend on, as tensors and plain values."""
+        """Everything that the following updates depend on, as tensors and plain values.
+
+        Later updates do not change what was returned.
+        """
         return dict(vars(self))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -239,8 +242,8 @@ class EarlyStopping:
         vars(self).update(state)
 
 
-def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
-    """Write a nested mapping of tensors and plain values so that ``path`` is never half-written.
+def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
+    """Write a nested dictionary of tensors and plain values so that ``path`` is never half-written.
 
     The file appears under its name only when it is complete and on disk (fsync: after a power cut
     a renamed file may be empty otherwise). Whoever kills the process at any moment finds either the
@@ -252,7 +255,7 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
     temporary = path.with_name(path.name + f".{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            torch.save(dict(state), file)
+            torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)  # atomic on one file system
@@ -282,7 +285,7 @@ def fit(
     """Train a model; the data stay on its device and are addressed by index.
 
     The model trains in training mode with :func:`make_optimizer`. Each epoch takes
-    :func:`index_batches` (epoch 0 first), turns every index tensor into a batch by
+    :func:`index_batches`, turns every index tensor into a batch by
     ``make_batch(index)`` and groups ``accumulate`` of them, fewer at the end of the epoch, into one
     :func:`train_step`, with the rate ``config.lr * warmup_cosine(step)``: ``step`` counts the steps
     of all epochs from 0, ``total_steps`` are those of ``config.epochs`` epochs, and the warm-up
@@ -373,7 +376,7 @@ def fit(
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "stopping": stopping.state_dict(),
-                "result": dict(vars(result)),
+                "result": asdict(result),
                 "epoch": epoch,
                 "stopped": stopped,
                 "rng": _rng_state(device),

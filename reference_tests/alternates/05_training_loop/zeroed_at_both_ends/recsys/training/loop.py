@@ -80,7 +80,7 @@ def train_step(
     if not batches:
         raise ValueError("train_step needs at least one batch")
     rows = [len(next(iter(batch.values()))) for batch in batches]
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad()
     total: Tensor | None = None
     for batch, n in zip(batches, rows, strict=True):
         device = next(iter(batch.values())).device.type
@@ -143,13 +143,13 @@ class EarlyStopping:
         vars(self).update(state)
 
 
-def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
+def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + f".{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            torch.save(dict(state), file)
+            torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)  # atomic on one file system
@@ -238,7 +238,7 @@ def fit(
                 "net": model.state_dict(),
                 "opt": optimizer.state_dict(),
                 "stopping": stopping.state_dict(),
-                "result": dict(vars(result)),
+                "result": asdict(result),
                 "epoch": epoch,
                 "stopped": stopped,
                 "rng": _rng_state(device),
