@@ -45,15 +45,16 @@ def in_batch_softmax_loss(
     changed.
 
     Cost, of both losses: the number of tensor operations does not grow with B (no Python loop over
-    rows, though chunks of a hundred rows are fine), no tensor is larger than the scores or the
-    inputs (nothing of (B, B, D)), and nothing is
-    read back to the host, which would wait for the GPU: no ``.item()``, no ``if`` on a tensor's
-    value, no result whose shape depends on values (an index by a boolean mask, ``unique``).
+    rows; chunks of a hundred rows are fine), no tensor is larger than the scores or the inputs
+    (nothing of (B, B, D)), and nothing is read back to the host, which would wait for the GPU: no
+    ``.item()``, no ``if`` on a tensor's value, no result whose shape depends on values (an index by
+    a boolean mask, ``unique``). What is made inside is made on the device of the inputs.
 
     Args:
         user, item: (B, D) floating point, B >= 1; row i of one belongs to row i of the other.
         temperature: above 0; a 0-dim tensor gets a gradient.
-        item_ids: (B,) integers. log_q: (B,) float. sample_weight: (B,) float, none below 0.
+        item_ids: (B,) integers. log_q: (B,) float32 or float64. sample_weight: the same, none
+            below 0.
         symmetric: whether to average both directions.
 
     Returns:
@@ -90,7 +91,7 @@ def full_softmax_loss(
         temperature, sample_weight: as for :func:`in_batch_softmax_loss`.
 
     Returns:
-        A 0-dim tensor; precision as for :func:`in_batch_softmax_loss`.
+        A 0-dim tensor; precision, gradients and cost as for :func:`in_batch_softmax_loss`.
 
     Raises:
         ValueError: shapes that do not fit, an empty batch, a temperature (if a number) not above 0.
