@@ -316,9 +316,11 @@ def title(kata: Kata, rung: str) -> str:
 
 
 def next_step(kata: Kata, red: Red, impls: Sequence[str]) -> str:
-    """What to type next."""
+    """What to type next, and where the guide is if that fits."""
     given = () if settings.transcript else impls
     command = f"pytest katas/{kata.id}" + "".join(f" --impl {impl}" for impl in given)
-    return f"next: write it, then  {command}" if "write " in str(red.facts) else f"next: {command}"
+    step = f"next: write it, then  {command}" if "write " in str(red.facts) else f"next: {command}"
+    guide = f"   guide: kata guide {kata.number}"
+    return step + guide if len(step + guide) <= WIDTH else step
 
 

@@ -49,7 +49,7 @@ def test_a_stub(checkout):
 
         +2 red, same cause
         +1 red, not written yet
-        next: write it, then  pytest katas/01_scale
+        next: write it, then  pytest katas/01_scale   guide: kata guide 01
         4 failed
         """
     )
@@ -69,7 +69,7 @@ def test_a_wrong_value(checkout):
           contract     src/recsys/models/scale.py:1 scale
 
         +1 red: refuses_infinity
-        next: pytest katas/01_scale
+        next: pytest katas/01_scale   guide: kata guide 01
         2 failed, 2 passed
         """
     )
@@ -88,7 +88,7 @@ def test_an_exception_in_the_learners_code(checkout):
           in           src/recsys/models/scale.py:6 total
                        return values.sum()
 
-        next: pytest katas/01_scale
+        next: pytest katas/01_scale   guide: kata guide 01
         """
     )
 
@@ -105,7 +105,7 @@ def test_a_syntax_error(checkout):
                               ^
 
         +3 red, same cause
-        next: pytest katas/01_scale
+        next: pytest katas/01_scale   guide: kata guide 01
         """
     )
 
@@ -122,7 +122,7 @@ def test_an_import_error(checkout):
         "               from math import nonsense",
         "",
         "+3 red, same cause",
-        "next: pytest katas/01_scale",
+        "next: pytest katas/01_scale   guide: kata guide 01",
     ]
 
 
@@ -163,7 +163,7 @@ def test_a_prerequisite_that_is_a_stub(checkout):
           or           run with --impl mine: the reference stands in for what you did
                        not write
 
-        next: write it, then  pytest katas/02_shift
+        next: write it, then  pytest katas/02_shift   guide: kata guide 02
         """
     )
     assert checkout.pytest("katas/02_shift", "--impl", "mine").code == 0
