@@ -23,7 +23,7 @@ def pool(hidden: Tensor, mask: Tensor, mode: str) -> Tensor:
 
     A row of ``mask`` marks the real tokens of a text; the others are padding, which may lie on the
     right, on the left or anywhere. ``hidden`` holds something at padding too, and it must not
-    have any influence::
+    have any influence, not even if it is NaN or infinite::
 
         "mean"   the mean over the real tokens
         "cls"    the first real token
@@ -33,10 +33,14 @@ def pool(hidden: Tensor, mask: Tensor, mode: str) -> Tensor:
         - a row without a real token gives zeros, and so do all rows if T = 0;
         - the result and every sum are float32 at least: bfloat16 and float16 are converted first,
           float64 stays;
-        - gradients flow to ``hidden``; inputs are not changed.
+        - gradients flow to ``hidden``, zeros to its padding; inputs are not changed;
+        - cost: operations on the whole batch, no loop over texts or tokens; nothing larger than
+          ``hidden`` in float64; nothing makes the host wait for the device (no ``.item()``, no
+          boolean indexing).
 
     Args:
-        hidden: (B, T, D) floating point. mask: (B, T), bool or of any integer type, 1 = real.
+        hidden: (B, T, D) floating point, B above 0. mask: (B, T), bool or of any integer type,
+            1 = real, on the device of ``hidden``.
         mode: one of ``POOLINGS``.
 
     Returns:
@@ -71,12 +75,13 @@ def position_ids(mask: Tensor) -> Tensor:
     A model that is told nothing numbers the columns, and so takes the first word of a left-padded
     text for a later one. Real tokens are numbered 0, 1, 2, ...; padding gets any number that a real
     token of the row could have, 0 if there is none (no embedding is looked up out of range).
+    The cost is as of :func:`pool`.
 
     Args:
         mask: (B, T), bool or of any integer type, 1 = real. Not changed.
 
     Returns:
-        (B, T) int64.
+        (B, T) int64, on the device of ``mask``.
     """
     return (mask.bool().cumsum(1) - 1).clamp(min=0)
 
@@ -98,7 +103,8 @@ class TextEncoder:
         name: of the model, for the cache.
 
     Attributes:
-        model, tokenizer, pooling, normalize, max_length (the smaller of the two), device, name.
+        model, tokenizer, pooling, normalize, max_length (the smaller of the two), device (a
+        ``torch.device``), name.
 
     Raises:
         ValueError: an unknown pooling, ``max_length`` below 1, a tokenizer without a padding token.
@@ -208,9 +214,10 @@ class TextEncoder:
     def identity(self) -> str:
         """A digest of all that a vector depends on but the text: encoders that share it agree.
 
-        Of the name, every weight of the model (names, shapes, types, values), the pooling,
-        ``normalize`` and ``max_length``; of nothing that differs in another process or on another
-        device.
+        Of the name, every weight of the model (names, shapes, values, types: any floating or
+        integer one, and converted weights are others), the pooling,
+        ``normalize`` and ``max_length``; of nothing that differs in another process (``hash`` of a
+        string does) or on another device. The tokenizer is taken to belong to the weights.
 
         Returns:
             64 hexadecimal digits.
@@ -426,13 +433,15 @@ class TextProjection(nn.Module):
         - the means are not penalised: both sides are centred first, so a large ``ridge`` leads to
           ``m(target)`` and not to zeros, and an offset of the text vectors changes nothing;
         - everything is computed in float64; the result is stored in float32;
-        - no graph is built; inputs are not changed.
+        - no graph is built; inputs are not changed;
+        - cost: no tensor of (n, n): a catalogue has 100,000 items and more.
 
         Args:
-            text: (n, width) floating point. target: (n, dim) floating point, same device. n >= 1.
+            text: (n, width) of any floating type. target: (n, dim) likewise, same device. n >= 1.
             ridge: above 0.
-            sample_weight: (n,) w, none below 0, some above; default 1 each. How often an item was
-                seen, for example: frequent items have better vectors.
+            sample_weight: (n,) w of any floating or integer type, none below 0, some above;
+                default 1 each. How often an item was seen, for example: frequent items have
+                better vectors.
 
         Returns:
             The fitted module, on the device of ``text``.
@@ -446,11 +455,11 @@ class TextProjection(nn.Module):
                 "text and target must be (n, width) and (n, dim) with n >= 1, "
                 f"not {tuple(text.shape)} and {tuple(target.shape)}"
             )
-        if not ridge > 0:
+        if ridge <= 0:
             raise ValueError(f"ridge must be above 0, not {ridge}")
         x, y = text.detach().double(), target.detach().double()
         w = x.new_ones(len(x)) if sample_weight is None else sample_weight.detach().double()
-        if w.shape != (len(x),) or (w < 0).any() or not w.sum() > 0:
+        if w.shape != (len(x),) or (w < 0).any() or w.sum() == 0:
             raise ValueError(f"sample_weight must be ({len(x)},) with none below 0 and some above")
         text_mean, target_mean = w @ x / w.sum(), w @ y / w.sum()
         x, y = x - text_mean, y - target_mean
