@@ -1,6 +1,5 @@
 """What the diagnosis asks the training loop (kata 05)."""
 
-import copy
 import math
 import os
 import re
@@ -275,6 +274,21 @@ def optimizer_at_rest():
 
 
 @probe
+def optimizer_of_a_shared_layer():
+    """Two steps on a layer that is in the model twice."""
+    layer = nn.Linear(2, 2).double().to(device())
+    with torch.no_grad():
+        layer.weight.copy_(numbers(2, 2))
+        layer.bias.copy_(numbers(2, phase=1))
+    optimizer = loop.make_optimizer(nn.Sequential(layer, layer), lr=0.1, weight_decay=0.2)
+    for phase in (2, 3):
+        for p in layer.parameters():
+            p.grad = numbers(*p.shape, phase=phase)
+        optimizer.step()
+    return [layer.weight, layer.bias]
+
+
+@probe
 def optimizer_kernels():
     """Whether a step takes more operations for more parameters."""
     operations = []
@@ -417,7 +431,8 @@ def patience():
 @probe
 def plateau():
     """A metric that stands still."""
-    return [followed(3, (0.4, 0.4, 0.4, 0.4)), followed(2, (0.2, 0.5, 0.5, 0.6))]
+    return [followed(3, (0.4, 0.4, 0.4, 0.4)), followed(2, (0.2, 0.5, 0.5, 0.6)),
+            followed(1, (0.4, 0.400001, 0.4))]  # fmt: skip
 
 
 @probe
@@ -439,7 +454,8 @@ def resumed_stopping():
     """Early stopping that goes on from its state."""
     stopping = loop.EarlyStopping(3)
     followed(3, (0.5, 0.4), stopping)
-    state = copy.deepcopy(stopping.state_dict())
+    state = stopping.state_dict()
+    followed(3, (0.3, 0.9), stopping, first=3)
     resumed = loop.EarlyStopping(3)
     resumed.load_state_dict(state)
     return followed(3, (0.3, 0.2), resumed, first=3)

@@ -302,6 +302,11 @@ def test_optimizer():
         shrunk = 0.95 if name in ("first", "second", "unused") else 1.0
         assert_close(value, before[name] * shrunk, call="make_optimizer(lr=0.1, weight_decay=0.5)",
                      what=f"{name}, {value.dim()}-D, after a step with zero gradients")  # fmt: skip
+    layer = nn.Linear(2, 2)
+    optimizer = loop.make_optimizer(nn.Sequential(layer, layer), lr=0.1)
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    check(len(held) == 2, "a layer that is used twice: its 2 parameters are held once",
+          came_back=[tuple(p.shape) for p in held])  # fmt: skip
     for lr, wanted in ((0.1, 1.4), (0.3, 1.2)):  # the gradient's size cancels in a first step
         model = nn.Linear(1, 1, bias=False).to(device())
         nn.init.constant_(model.weight, 1.5)
@@ -468,10 +473,11 @@ def test_early_stopping():
         assert_close(kept, torch.full_like(value, 4.0), call=call, what=f"best_state['{name}']")
     follow(loop.EarlyStopping(0), [(metric, False) for metric in (0.5, 0.4, 0.3, 0.2)])
     follow(loop.EarlyStopping(2), [(math.nan, False), (math.nan, True)])
-    follow(loop.EarlyStopping(1), [(-3.0, False), (-2.0, False), (-2.5, True)])
+    follow(loop.EarlyStopping(1), [(-3.0, False), (-2.0, False), (-1.999999, False), (-2.5, True)])
     stopping = loop.EarlyStopping(3)
     follow(stopping, [(0.5, False), (0.4, False)])
     state = stopping.state_dict()
+    follow(stopping, [(0.3, False), (0.9, False)], first=3)  # which must not change the state
     follow(stopping, [(0.3, False), (0.2, True)], first=3)  # which must not change `state`
     stopping = loop.EarlyStopping(3)
     stopping.load_state_dict(state)
@@ -947,13 +953,13 @@ def test_resume(tmp_path, monkeypatch):
         for crash in crashes:
             path = tmp_path / f"{len(script)}-{crash}.pt"
             try:
-                train(path, crash=crash, **options)
+                train(str(path), crash=crash, **options)
             except Killed:
                 pass
             check(path.exists() == (crash > 4), "a checkpoint after each finished epoch",
                   came_back=path.exists(), call="fit(..., checkpoint=path)")  # fmt: skip
             seed = 1 if crash == 1 else 77  # nothing saved: it starts anew
-            found = train(path, seed=seed, **options)
+            found = train(str(path), seed=seed, **options)
             call = f"fit, killed in epoch {(crash + 3) // 4}, resumed (metrics {script})"
             assert_same_run(found, expected, call)
         found = train(path, seed=78, crash=1, **options)

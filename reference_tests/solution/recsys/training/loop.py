@@ -320,7 +320,7 @@ def fit(
     warmup_steps = round(config.warmup * total_steps)
     stopping = EarlyStopping(config.patience)
     result = FitResult()
-    epoch, stopped = 0, False
+    done, stopped = 0, False  # epochs that are trained; whether patience is over
     if checkpoint is not None and Path(checkpoint).exists():
         state = load_checkpoint(checkpoint, device=device)
         if state["config"] != asdict(config):
@@ -329,10 +329,12 @@ def fit(
         optimizer.load_state_dict(state["optimizer"])
         stopping.load_state_dict(state["stopping"])
         vars(result).update(state["result"])
-        epoch, stopped = state["epoch"], state["stopped"]
+        done, stopped = state["epochs"], state["stopped"]
         _set_rng_state(state["rng"], device)
     model.train()
-    while epoch < config.epochs and not stopped:
+    for epoch in range(done, config.epochs):
+        if stopped:
+            break
         started = time.perf_counter()
         indices = index_batches(
             num_examples, config.batch_size, seed=config.seed, epoch=epoch, device=device
@@ -357,8 +359,8 @@ def fit(
             result.steps += 1
         epoch_losses = torch.stack(losses).tolist()  # the one wait for the device in an epoch
         result.seconds += time.perf_counter() - started
-        _check_finite(epoch_losses, epoch + 1)
-        epoch += 1
+        done = epoch + 1
+        _check_finite(epoch_losses, done)
         result.examples += sum(rows)
         weighted = (x * n for x, n in zip(epoch_losses, rows, strict=True))
         result.losses.append(sum(weighted) / sum(rows))
@@ -366,10 +368,10 @@ def fit(
         if metric_fn is not None:
             metric = evaluate(model, metric_fn)
             result.metrics.append(metric)
-            stopped = stopping.update(metric, epoch, model)
-        result.best_epoch = stopping.best_epoch or epoch
+            stopped = stopping.update(metric, done, model)
+        result.best_epoch = stopping.best_epoch or done
         if on_epoch is not None:
-            on_epoch(epoch, result.losses[-1], metric)
+            on_epoch(done, result.losses[-1], metric)
         if checkpoint is not None:
             state = {
                 "config": asdict(config),
@@ -377,7 +379,7 @@ def fit(
                 "optimizer": optimizer.state_dict(),
                 "stopping": stopping.state_dict(),
                 "result": asdict(result),
-                "epoch": epoch,
+                "epochs": done,
                 "stopped": stopped,
                 "rng": _rng_state(device),
             }
