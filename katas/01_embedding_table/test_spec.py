@@ -47,15 +47,22 @@ def random(*shape, seed=0, dtype=torch.float64):
     return torch.randn(shape, generator=generator(seed), dtype=torch.float64).to(device(), dtype)
 
 
-def assert_gradients(out, upstream, expected, inputs, **tolerance):
+def expect(condition, expected, came_back, **where):
+    """As `check`, with what came back in words."""
+    if not condition:
+        fail(came_back=str(came_back), expected=expected, **where)
+
+
+def assert_gradients(out, upstream, expected, inputs, *, what="", **tolerance):
     """The gradients of `(out * upstream).sum()` with respect to `inputs`, both by name."""
+    rest = f", {what}" if what else ""
     call = "(out * upstream).sum().backward()"
     check(out.requires_grad, "a result that gradients flow through", call=call)
     for value in inputs.values():
         value.grad = None
     (out * upstream).sum().backward()
     for name, value in inputs.items():
-        what, grad = f"gradient of {name}", value.grad
+        what, grad = f"gradient of {name}{rest}", value.grad
         if grad is None:
             fail(expected="a gradient", came_back="none at all", call=call, what=what)
         if grad.layout != torch.strided:
@@ -79,14 +86,17 @@ def test_one_parameter():
     call = "EmbeddingTable(5, 3, dtype=torch.float64)"
     table = embedding.EmbeddingTable(5, 3, device=device(), dtype=torch.float64)
     keys, names = list(table.state_dict()), [name for name, _ in table.named_parameters()]
-    check(keys == ["weight"], "state_dict() with the one key 'weight'", came_back=keys, call=call)
-    check(names == ["weight"], "the one parameter 'weight'", came_back=names, call=call)
+    expect(keys == ["weight"], "state_dict() with the one key 'weight'", f"keys {keys}", call=call)
+    expect(names == ["weight"], "the one parameter 'weight'", f"parameters {names}", call=call)
     shape = list(table.weight.shape)
-    check(shape == [5, 3], "weight of shape [5, 3]", came_back=shape, call=call)
+    expect(shape == [5, 3], "weight of shape [5, 3]", f"shape {shape}", call=call)
     dtype, place = table.weight.dtype, table.weight.device.type
-    check(dtype == torch.float64, "weight in the dtype given, float64", came_back=dtype, call=call)
-    check(place == device().type, f"weight on {device()}", came_back=place, call=call)
-    check(table.weight.requires_grad, "a weight that is learned", call=call, what="requires_grad")
+    expect(dtype == torch.float64, "weight in the dtype given, float64", dtype, call=call)
+    expect(place == device().type, f"weight on {device()}", f"weight on {place}", call=call)
+    learned = table.weight.requires_grad
+    expect(learned, "a weight that is learned", f"requires_grad={learned}", call=call)
+    smallest = embedding.EmbeddingTable(1, 1, device=device())
+    assert_close(smallest.weight, torch.zeros(1, 1), call="EmbeddingTable(1, 1)", what="weight")
     usual = torch.get_default_dtype()
     for default in (torch.float32, torch.float64):
         try:
@@ -95,7 +105,7 @@ def test_one_parameter():
         finally:
             torch.set_default_dtype(usual)
         expected = f"weight in torch's default dtype, {default}"
-        check(dtype == default, expected, came_back=dtype, call="EmbeddingTable(5, 3)")
+        expect(dtype == default, expected, dtype, call="EmbeddingTable(5, 3)")
 
 
 @rung(
@@ -120,9 +130,9 @@ def test_lookup():
         out = table(ids)
         assert_close(out, weight[ids.long()], like=weight, what=f"ids {ids.tolist()}")
     rows = 2**24 + 2  # beyond what float32 tells apart
-    large = embedding.EmbeddingTable(rows, 1, init_std=0.0, device=device(), dtype=torch.bfloat16)
+    large = embedding.EmbeddingTable(rows, 1, device=device(), dtype=torch.bfloat16)
     with torch.no_grad():
-        large.weight[-1] = 1.0
+        large.weight[-2:] = torch.tensor([[0.0], [1.0]])
         out = large(integers([rows - 1]))
     assert_close(out, torch.ones(1, 1), like=large.weight, what=f"id {rows - 1}, the last one")
 
@@ -174,51 +184,54 @@ def test_initialisation():
         with torch.no_grad():
             table.weight.fill_(9.0)
         table.reset_parameters()
-        check(table.weight is parameter, "reset_parameters() keeps the parameter", call=call)
+        same = table.weight is parameter
+        expect(same, "the parameter that is there, with new numbers", "another one", call=RESET)
         for weight, what in ((first, "as made"), (table.weight.detach(), "after reset_parameters")):
             zero = torch.zeros(64, device=device())
             assert_close(weight[padding], zero, call=call, what=f"padding row, {what}")
             rest = torch.cat([weight[:padding], weight[padding + 1 :]]).double() / std
             # 25,536 draws: the allowances are four or more standard errors
             found = float(rest.std())
-            check(
+            expect(
                 abs(found - 1) < 0.03,
                 f"a standard deviation of {std:g}",
-                came_back=found * std,
+                f"a standard deviation of {found * std:.3g}",
                 call=call,
                 what=what,
             )
             mean = float(rest.mean())
-            check(abs(mean) < 0.04, "a mean of 0", came_back=mean * std, call=call, what=what)
+            found = f"a mean of {mean * std:.3g}"
+            expect(abs(mean) < 0.04, "a mean of 0", found, call=call, what=what)
             inside = float((rest.abs() < 1).double().mean())
-            check(
+            expect(
                 abs(inside - 0.683) < 0.02,
                 "68 % within one standard deviation (a normal)",
-                came_back=inside,
+                f"{inside:.0%} within one",
                 call=call,
                 what=what,
             )
             squared = rest.square().mean(1)  # of 64 numbers each: standard deviation sqrt(2 / 64)
-            check(
+            expect(
                 0.13 < float(squared.std()) < 0.23 and float(rest.abs().max()) > 3,
                 "rows of various lengths, and a few numbers beyond three standard deviations",
-                came_back=f"lengths from {squared.min().sqrt() * 8 * std:.3g} to "
+                f"lengths from {squared.min().sqrt() * 8 * std:.3g} to "
                 f"{squared.max().sqrt() * 8 * std:.3g}, numbers up to {rest.abs().max() * std:.3g}",
                 call=call,
                 what=what,
             )
             beyond = float((rest.abs() > 2).double().mean())
-            check(
+            expect(
                 abs(beyond - 0.0455) < 0.01,
                 "4.6 % beyond two standard deviations (a normal)",
-                came_back=beyond,
+                f"{beyond:.1%} beyond two",
                 call=call,
                 what=what,
             )
             shared = max(float((rest[1:] == rest[:-1]).double().mean()), repeated_columns(rest))
-            check(shared < 0.01, "each number drawn for itself", call=call, what=what)
-        again = table.weight.detach()
-        check(bool((again != first).any()), "another draw each time", call="reset_parameters()")
+            found = f"{shared:.0%} equal to a neighbour"
+            expect(shared < 0.01, "each number drawn for itself", found, call=call, what=what)
+        again = bool((table.weight.detach() == first).all())
+        expect(not again, "another draw each time", "the same numbers", call=RESET)
     none = embedding.EmbeddingTable(3, 64, padding_idx=None, device=device()).weight
     check(
         bool(none.detach().abs().sum(1).gt(0).all()),
@@ -234,6 +247,9 @@ def test_initialisation():
     call = "torch.manual_seed(seed); EmbeddingTable(3, 2)"
     check(drawn[0].equal(drawn[1]), "the same draw under the same seed", call=call)
     check(not drawn[0].equal(drawn[2]), "another draw under another seed", call=call)
+
+
+RESET = "EmbeddingTable(400, 64).reset_parameters()"
 
 
 def repeated_columns(weight):
@@ -266,15 +282,15 @@ def test_offsets_are_starts():
     assert_close(out, torch.tensor([[2.0, 20], [3, 30], [6, 60]]), like=weight)
     out = table.bag(integers([]), integers([]))
     assert_close(out, torch.zeros(0, 2), like=weight, what="no bags at all")
-    for mode in ("sum", "mean", "max"):
-        out = table.bag(integers([]), integers([0, 0]), mode=mode)
-        assert_close(out, torch.zeros(2, 2), like=weight, what="two bags, both empty")
 
 
 def assert_golden_bag(name):
     """One golden bag: values and gradients, in float64 and float32."""
     data = golden("golden.json")
     case = data["bags"][name]
+    ends = [*data["offsets"][1:], None]
+    bags = [data["values"][i:j] for i, j in zip(data["offsets"], ends, strict=True)]
+    what = f"bags {bags}, padding_idx={data['padding_idx']}"
     for dtype in (torch.float64, torch.float32):
         tolerance = {"rtol": 1e-7, "atol": 1e-8} if dtype == torch.float64 else {"rtol": 2e-5}
         weight, upstream = (torch.tensor(data[key], dtype=dtype) for key in ("weight", "upstream"))
@@ -285,9 +301,9 @@ def assert_golden_bag(name):
             weights = torch.tensor(case["weights"], dtype=dtype, device=device())
             options["weights"] = leaves["weights"] = weights.requires_grad_()
         out = table.bag(values, offsets, **options)
-        assert_close(out, case["out"], like=table.weight, **tolerance)
+        assert_close(out, case["out"], like=table.weight, what=what, **tolerance)
         grads = {leaf: case[f"{leaf}_grad"] for leaf in leaves}
-        assert_gradients(out, upstream.to(device()), grads, leaves, **tolerance)
+        assert_gradients(out, upstream.to(device()), grads, leaves, what=what, **tolerance)
 
 
 @rung(
@@ -302,6 +318,14 @@ def test_sum_and_mean():
     """Sums and means leave padding out; empty bags give zeros; gradients too, golden values."""
     assert_golden_bag("sum")
     assert_golden_bag("mean")
+    table = table_of(floats([[5.0], [0.0], [3.0]]))
+    out = table.bag(integers([1, 0, 2]), integers([0]), mode="mean")
+    assert_close(out, [[1.5]], what="a row that happens to be zero, and is no padding")
+    for mode in ("sum", "mean"):
+        out = table.bag(integers([2]), integers([0, 0, 1]), mode=mode)
+        assert_close(out, [[0.0], [3.0], [0.0]], what="empty bags in front and at the end")
+        out = table.bag(integers([]), integers([0, 0]), mode=mode)
+        assert_close(out, [[0.0], [0.0]], what="two bags, both empty")
     weight = random(4, 3, seed=1, dtype=torch.float32)
     weight[1] *= 1e7
     table = table_of(weight)
@@ -336,6 +360,17 @@ def test_max():
     zero = torch.zeros_like(weight[0])
     expected = torch.stack([weight[3], zero, zero, weight[4]])
     assert_close(out, expected, what="all rows are below 0, but for padding")
+    weight = random(5, 3, seed=8)
+    table, ids = table_of(weight), integers([3, 1, 3, 3])
+    out = table.bag(ids, integers([0]), mode="max")
+    upstream = random(1, 3, seed=9)
+    rows = torch.zeros_like(weight)
+    first = weight[1] > weight[3]
+    rows[1], rows[3] = upstream[0].where(first, rows[1]), upstream[0].where(~first, rows[1])
+    what = "weight, where the largest entry is there three times"
+    assert_gradients(out, upstream, {what: rows}, {what: table.weight})
+    out = table.bag(integers([]), integers([0, 0]), mode="max")
+    assert_close(out, torch.zeros(2, 3), like=weight, what="two bags, both empty")
 
 
 @rung(
@@ -374,8 +409,10 @@ def test_weights():
         assert_close(out, torch.zeros(2, 3), like=weight, what="two bags, both empty")
     table = table_of(floats([[0.0], [1.0], [2.0]], torch.bfloat16))
     long = integers([1, 2] * 500)
-    out = table.bag(long, integers([0]), weights=torch.full((1000,), 0.75, device=device()))
-    assert_close(out, [[1.5]], like=table.weight, what="a bag of 1,000 in bfloat16")
+    for dtype in (torch.float32, torch.bfloat16):
+        weights = torch.full((1000,), 0.75, device=device(), dtype=dtype)
+        out = table.bag(long, integers([0]), weights=weights)
+        assert_close(out, [[1.5]], like=table.weight, what="a bag of 1,000 in bfloat16")
 
 
 @rung(
@@ -410,12 +447,8 @@ def test_nothing_is_changed():
         call = "table(values), table.bag(values, offsets, ...)"
         first, second = calls(), calls(table.eval())
         for out in first:
-            check(
-                out.dtype == dtype,
-                f"a result in the table's dtype, {dtype}",
-                came_back=out.dtype,
-                call=call,
-            )
+            expected = f"a result in the table's dtype, {dtype}"
+            expect(out.dtype == dtype, expected, out.dtype, call=call)
         for out, again in zip(first, second, strict=True):
             assert_close(again, out, rtol=0, atol=0, call=call, what="a second time, in eval mode")
         exact = {"rtol": 0, "atol": 0, "call": call}
@@ -423,6 +456,9 @@ def test_nothing_is_changed():
         for name, x in given.items():
             assert_close(x, before[name], what=f"{name} after the calls", **exact)
         check(torch.is_grad_enabled(), "gradients still on", call=call)
+        with torch.no_grad():
+            calls()
+            check(not torch.is_grad_enabled(), "gradients still off", call=call, what="no_grad")
         check(torch.equal(torch.get_rng_state(), draws), "no random number drawn", call=call)
         check(list(table.state_dict()) == ["weight"], "state_dict() as before", call=call)
         with torch.no_grad():
@@ -471,6 +507,9 @@ def test_bad_input():
         bag(ValueError, [1, 2], [0, 1], mode)
     bag(ValueError, [[1, 2]], [0, 1])
     bag(ValueError, [1, 2], [[0, 1]])
+    bag(ValueError, [1, 2], [[0], [1]], weights=(2,))
+    bag(ValueError, [[1, 2], [3, 4]], [0, 1], weights=(2, 2))
+    bag(ValueError, [1, 2], [0, 1], "median", weights=(2,))
     bag(ValueError, [1, 2], [0, 1], "max", weights=(2,))
     for mode in ("sum", "mean"):
         for shape in ((3,), (1,), (2, 1)):
@@ -517,7 +556,8 @@ def test_hash_is_stable():
         "an int64 tensor of shape [17] on the CPU",
         came_back=buckets,
     )
-    check(buckets[2] == buckets[3], "7 and '7' in one bucket", came_back=buckets.tolist())
+    found = f"buckets {int(buckets[2])} and {int(buckets[3])}"
+    expect(buckets[2] == buckets[3], "7 and '7' in one bucket", found)
     check(keys == given, "the keys as they were", came_back=keys)
     same = torch.equal(torch.get_rng_state(), draws[0]) and python_random.getstate() == draws[1]
     check(same, "no random generator seeded or used", what="torch's and Python's generators")
@@ -527,10 +567,10 @@ def test_hash_is_stable():
     assert_close(alone, buckets[5:6], what="one key alone")
     large = embedding.hash_ids(keys, 2**40)
     different = len(set(large.tolist()))
-    check(
+    expect(
         different == 15,
         "15 different keys told apart in 2**40 buckets",
-        came_back=f"{different} different buckets",
+        f"{different} different buckets",
         what="keys that differ in case, space, order, sign, an accent, the last character",
     )
     salted = builtins.hash
@@ -565,25 +605,33 @@ def test_hash_spreads():
         for num_buckets in (97, 100):
             buckets = embedding.hash_ids(keys, num_buckets).numpy()
             low, high = int(buckets.min()), int(buckets.max())
-            check(
+            expect(
                 low == 0 and high == num_buckets - 1,
                 f"buckets 0 .. {num_buckets - 1}, the first and the last too",
-                came_back=[low, high],
+                f"buckets {low} .. {high}",
                 what=what,
             )
             load = np.bincount(buckets, minlength=num_buckets)
-            check(
-                load.max() < 70 and load.min() > 3,  # 30 on average, more than 5 deviations
+            expect(
+                load.max() < 70 and load.min() > 3,  # 30 on average, nearly 5 deviations
                 "about 30 of 3,000 keys in each bucket",
-                came_back=f"{load.min()} to {load.max()}",
+                f"{load.min()} to {load.max()} keys in a bucket",
                 what=what,
             )
+        many = 12_000_000
+        lower = float((embedding.hash_ids(keys, many) < many // 2).double().mean())
+        expect(
+            abs(lower - 0.5) < 0.05,  # more than 5 deviations
+            f"half of the keys in the lower half of {many:,} buckets",
+            f"{lower:.0%} of the keys there",
+            what=what,
+        )
         assert_salts_are_independent(keys[:1_000], what)
     wide = len(set(embedding.hash_ids([f"user_{i}" for i in range(3_000)], 2**40).tolist()))
-    check(
+    expect(
         wide > 2_997,
         "hardly a collision of 3,000 keys in 2**40 buckets",
-        came_back=f"{wide} different buckets",
+        f"{wide} different buckets",
     )
     one = embedding.hash_ids(["a", "b"], 1)
     assert_close(one, torch.zeros(2, dtype=torch.int64))
@@ -598,21 +646,21 @@ def test_hash_spreads():
 
 def assert_salts_are_independent(keys, what):
     first = embedding.hash_ids(keys, 101, salt="genre")
-    second = embedding.hash_ids(keys, 101, salt="director")
+    second = embedding.hash_ids(keys, 101, salt="actor")
     default = embedding.hash_ids(keys, 101)
     for one, other in ((first, second), (first, default)):
         same = float((one == other).double().mean())
-        check(
+        expect(
             same < 0.05,
             "about 1 % of the keys in the same bucket under two salts",
-            came_back=f"{same:.0%}",
+            f"{same:.0%} of them",
             what=what,
         )
         collide = (one[:-1, None] == one[None, 1:]).triu()
         still = float((other[:-1, None] == other[None, 1:])[collide].double().mean())
-        check(
+        expect(
             still < 0.1,
             "about 1 % of colliding pairs to collide under the other salt too",
-            came_back=f"{still:.0%}",
+            f"{still:.0%} of them",
             what=what,
         )

@@ -185,7 +185,7 @@ class EmbeddingTable(nn.Module):
         entries = weights
         if self.padding_idx is not None:
             entries = weights.masked_fill(values == self.padding_idx, 0.0)
-        place = torch.arange(len(values), device=offsets.device, dtype=offsets.dtype)
+        place = torch.arange(len(values), device=values.device)
         bag = torch.searchsorted(offsets, place, right=True) - 1
         total = weights.new_zeros(len(offsets)).index_add(0, bag, entries)
         return weights / total.masked_fill(total == 0, math.inf)[bag]
@@ -216,8 +216,7 @@ def hash_ids(keys: Sequence[str | int], num_buckets: int, *, salt: str = "") -> 
     """
     if num_buckets < 1:
         raise ValueError(f"num_buckets must be at least 1, not {num_buckets}")
-    digests = (hashlib.blake2b(f"{salt}/{key}".encode(), digest_size=8).digest() for key in keys)
-    # 64 bits over 2**40 buckets at most: some get 2**-24 more than their share
+    digests = (hashlib.blake2b(f"{salt}/{key}".encode()).digest() for key in keys)
     return torch.tensor(
         [int.from_bytes(d, "little") % num_buckets for d in digests], dtype=torch.int64
     )
@@ -232,7 +231,7 @@ def _check_offsets(offsets: Tensor, num_values: int) -> None:
     """Refuse offsets that are no starts of bags, where looking at them costs no waiting."""
     if len(offsets) == 0 or offsets.device.type != "cpu" or torch.compiler.is_compiling():
         return
-    first, last = int(offsets[0]), int(offsets[-1])
+    first, last = offsets[0], offsets[-1]
     if first != 0:
         raise ValueError(f"offsets are where bags start, so the first is 0, not {first}")
     if bool((offsets[1:] < offsets[:-1]).any()):

@@ -82,8 +82,9 @@ class EmbeddingTable(nn.Module):
             return rows.new_zeros(0, self.d)
         owner = torch.arange(len(lengths), device=values.device).repeat_interleave(lengths)
         if mode == "max":
-            out = torch.segment_reduce(rows.contiguous(), "max", lengths=lengths, initial=-math.inf)
-            return out.masked_fill((lengths == 0).unsqueeze(1), 0.0)
+            best = torch.full((len(lengths), self.d), -math.inf, dtype=rows.dtype)
+            best = best.to(rows.device).index_reduce(0, owner, rows, "amax")
+            return torch.where((lengths == 0).unsqueeze(1), torch.zeros_like(best), best)
         w = rows.new_ones(len(kept), dtype=wide) if weights is None else weights[kept].to(wide)
         if mode == "mean":
             norm = w.new_zeros(len(lengths)).scatter_add(0, owner, w)
