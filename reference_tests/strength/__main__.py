@@ -33,9 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     katas = [catalog.find(name) for name in args.katas] or catalog.load()
     if args.touched:
-        katas = [kata for kata in katas if stored(kata).get("digest") != digest_of(kata)]
-        if not katas:
-            print("no kata was touched since its strength was measured")
+        katas = touched(katas)
     parts = (args.mistakes, args.alternates, args.mutants)
     every = not any(parts)
     wanted = Wanted(
@@ -84,6 +82,17 @@ def parser() -> argparse.ArgumentParser:
     jobs = min(2, os.cpu_count() or 1)
     made.add_argument("--jobs", type=int, default=jobs, help=f"processes (default: {jobs})")
     return made
+
+
+def touched(katas: list[Kata]) -> list[Kata]:
+    """Those whose result is out of date; says which have none."""
+    never = [kata for kata in katas if "digest" not in stored(kata)]
+    if never:
+        print(f"not measured yet: {', '.join(kata.id for kata in never)}", flush=True)
+    found = [kata for kata in katas if stored(kata).get("digest", "") not in ("", digest_of(kata))]
+    if not found:
+        print("no kata was touched since its strength was measured", flush=True)
+    return found
 
 
 def file_of(kata: Kata) -> Path:
