@@ -10,7 +10,7 @@ tower = learner("models.tower")
 embedding = learner("models.embedding")
 data = learner("data.features")
 
-EXAMPLES = settings(max_examples=20, derandomize=True, database=None, deadline=None)
+EXAMPLES = settings(max_examples=12, derandomize=True, database=None, deadline=None)
 PLACES = 5
 SIZES = {"genres": 7, "item": 9}
 

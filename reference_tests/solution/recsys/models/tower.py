@@ -42,8 +42,8 @@ class Tower(nn.Module):
         - every row of the output has Euclidean norm 1, be it of length 1e-5 or 1e5 before; a zero
           vector stays zero and finite, and so do its gradients;
         - a row depends on nothing but its own features: not on the rest of the batch;
-        - columns are found by name; their order in the mapping means nothing, and columns that
-          the tower has no feature for are ignored, whatever they hold;
+        - columns are found by name; their order in the mapping means nothing, nor do their
+          strides; columns that the tower has no feature for are ignored, whatever they hold;
         - padding has no influence, and neither has how much of it there is; a history of fewer
           places than ``max_history``, of none even, is fine, a longer one is cut there;
         - the order inside ``multi_hot`` means nothing; the order of a history does;
@@ -219,7 +219,7 @@ class TwoTower(nn.Module):
 def _pool(table: EmbeddingTable, ids: Tensor, weights: Tensor | None = None) -> Tensor:
     """Mean of each row of (B, L) ids, weighted by (B, L); padding left out."""
     rows, width = ids.shape
-    offsets = torch.arange(rows, device=ids.device, dtype=ids.dtype) * width
+    offsets = torch.arange(rows, device=ids.device) * width
     flat = None if weights is None else weights.reshape(-1)
     return table.bag(ids.reshape(-1), offsets, mode="mean", weights=flat)
 
