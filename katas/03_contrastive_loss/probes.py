@@ -397,17 +397,20 @@ def too_large():
 
 @probe
 def waits():
-    """What the host waits for, and with which options."""
-    user = tensor(USER)
-    options = {
-        "item_ids": torch.tensor(IDS),
-        "log_q": tensor(LOG_Q),
-        "sample_weight": tensor(WEIGHT),
-        "symmetric": True,
+    """Whether the host waits for a GPU, and with which options."""
+    given = {
+        "plain": {},
+        "item_ids": {"item_ids": torch.tensor(IDS)},
+        "sample_weight": {"sample_weight": tensor(WEIGHT)},
     }
-    call = losses.in_batch_softmax_loss
-    each = {"plain": {}} | {name: {name: option} for name, option in options.items()}
-    return {
-        name: bool(count(lambda given=given: call(user, user, temperature=0.7, **given)).syncs)
-        for name, given in each.items()
-    }
+
+    def syncs(options):
+        def scenario(place):
+            user = tensor(USER).to(place)
+            there = {name: x.to(place) for name, x in options.items()}
+            call = losses.in_batch_softmax_loss
+            return lambda: call(user, user, temperature=0.7, **there)
+
+        return other_device_findings(scenario).cost.syncs
+
+    return {name: bool(syncs(options)) for name, options in given.items()}

@@ -69,9 +69,10 @@ def test_any_batch():
     @given(batch=batches())
     def holds(batch):
         options = dict(batch)
-        shape = (2, options.pop("rows"), 2 * options.pop("width"))
-        wide = torch.randn(shape, generator=generator(5), dtype=torch.float64).to(device())
-        user, item = (x[:, ::2].requires_grad_() for x in wide)  # not contiguous
+        rows, width = options.pop("rows"), options.pop("width")
+        wide = torch.randn((rows, 2 * width), generator=generator(5), dtype=torch.float64)
+        wide = wide.to(device())  # its halves are not contiguous
+        user, item = wide[:, :width].requires_grad_(), wide[:, width:].requires_grad_()
         temperature = torch.tensor(options.pop("temperature"), dtype=torch.float64, device=device())
         leaves = {"user": user, "item": item, "temperature": temperature.requires_grad_()}
         expected = defined(**leaves, **options)

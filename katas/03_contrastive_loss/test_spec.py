@@ -89,6 +89,13 @@ def exact(
     }
 
 
+def plain(user, item, label, temperature):
+    """The loss without options, for sizes at which `exact` is slow."""
+    user, item = (x.cpu().double().numpy() for x in (user, item))
+    scores = user @ item.T / temperature
+    return np.mean(np.log(np.exp(scores).sum(1)) - scores[np.arange(len(scores)), label])
+
+
 def assert_gradients(loss, expected, inputs, *, what="", **tolerance):
     """The gradients of `loss` with respect to `inputs`, both by name."""
     check(
@@ -105,45 +112,55 @@ def assert_gradients(loss, expected, inputs, *, what="", **tolerance):
         assert_close(grad, expected[name], like=value, call="loss.backward()", what=of, **tolerance)
 
 
-def assert_golden(case, form="in_batch"):
-    """Loss and all gradients of a golden case, in float32."""
-    given = golden("golden.json")[form][case]
-    options, expected = constants(given["arguments"]), given["expected"]
-    if "symmetric" in options:
-        options["symmetric"] = bool(options["symmetric"])
-    user, temperature = tensor(options.pop("user")), tensor(options.pop("temperature"))
-    inputs = {"user": user, "temperature": temperature}
-    if form == "full":
-        inputs["catalogue"] = catalogue = tensor(options.pop("catalogue"))
-        loss = losses.full_softmax_loss(user, catalogue, temperature=temperature, **options)
-    else:
-        inputs["item"] = item = tensor(options.pop("item"))
-        loss = losses.in_batch_softmax_loss(user, item, temperature=temperature, **options)
-    assert_scalar(loss, expected["loss"], **FLOAT32)
-    assert_gradients(loss, expected, inputs, rtol=1e-4, atol=1e-5)
+def assert_golden(case):
+    """Loss and all gradients of a golden case of the in-batch loss, in float32."""
+    given = golden("golden.json")["in_batch"][case]
+    options = constants(given["arguments"])
+    user, item, temperature = (
+        tensor(options.pop(name)) for name in ("user", "item", "temperature")
+    )
+    loss = losses.in_batch_softmax_loss(user, item, temperature=temperature, **options)
+    assert_scalar(loss, given["expected"]["loss"], **FLOAT32)
+    inputs = {"user": user, "item": item, "temperature": temperature}
+    assert_gradients(loss, given["expected"], inputs, rtol=1e-4, atol=1e-5)
 
 
-def assert_exact(user, item, temperature, *, what="", autocast=False, value, slope, **options):
-    """Loss and gradients on these leaves, within the tolerances `value` and `slope`.
+def assert_golden_full(case):
+    """The same for the full softmax."""
+    given = golden("golden.json")["full"][case]
+    options = constants(given["arguments"])
+    user, catalogue = tensor(options.pop("user")), tensor(options.pop("catalogue"))
+    temperature = tensor(options.pop("temperature"))
+    loss = losses.full_softmax_loss(user, catalogue, temperature=temperature, **options)
+    assert_scalar(loss, given["expected"]["loss"], **FLOAT32)
+    inputs = {"user": user, "catalogue": catalogue, "temperature": temperature}
+    assert_gradients(loss, given["expected"], inputs, rtol=1e-4, atol=1e-5)
 
-    `item` is the catalogue if there is a `target`.
-    """
-    full = "target" in options
+
+def assert_exact(user, item, temperature, options, *, autocast=False, **tolerances):
+    """Loss and gradients of the in-batch loss on these leaves are those of the definition."""
     with torch.autocast(device().type, dtype=torch.bfloat16, enabled=autocast):
-        if full:
-            catalogue = item
-            loss = losses.full_softmax_loss(user, catalogue, temperature=temperature, **options)
-        else:
-            loss = losses.in_batch_softmax_loss(user, item, temperature=temperature, **options)
-    inputs = {"user": user, "item": item}
-    if isinstance(temperature, torch.Tensor):
-        inputs["temperature"] = temperature
-    numbers = {name: x.detach().cpu().double().numpy() for name, x in inputs.items()}
+        loss = losses.in_batch_softmax_loss(user, item, temperature=temperature, **options)
+    compare(loss, {"user": user, "item": item}, temperature, options, **tolerances)
+
+
+def assert_exact_full(user, catalogue, temperature, options, *, autocast=False, **tolerances):
+    """The same for the full softmax."""
+    with torch.autocast(device().type, dtype=torch.bfloat16, enabled=autocast):
+        loss = losses.full_softmax_loss(user, catalogue, temperature=temperature, **options)
+    compare(loss, {"user": user, "catalogue": catalogue}, temperature, options, **tolerances)
+
+
+def compare(loss, inputs, temperature, options, *, value, slope, what=""):
+    """`value` and `slope` are the tolerances of the loss and of its gradients."""
+    vectors = [x.detach().cpu().double().numpy() for x in inputs.values()]
     fixed = {name: x.tolist() if hasattr(x, "tolist") else x for name, x in options.items()}
-    expected = exact(**{"temperature": temperature, **numbers, **fixed})
+    number = float(torch.as_tensor(temperature).detach())
+    expected = exact(*vectors, number, **fixed)
+    expected["catalogue"] = expected["item"]
     assert_scalar(loss, expected["loss"], what=what, **value)
-    if full:
-        inputs["catalogue"], expected["catalogue"] = inputs.pop("item"), expected["item"]
+    if isinstance(temperature, torch.Tensor):
+        inputs = {**inputs, "temperature": temperature}
     # a loss is often one term of several: its gradients scale with what comes from above
     tripled = {name: 3 * x for name, x in expected.items()}
     assert_gradients(3 * loss, tripled, inputs, what=what, **slope)
@@ -202,6 +219,10 @@ def test_temperature_divides():
 def test_candidates_are_items():
     """The candidates of a user are the items of the batch; loss and gradients, golden values."""
     assert_golden("plain")
+    user, item = (x.detach() for x in pair(15, 301, 3))
+    loss = losses.in_batch_softmax_loss(user, item, temperature=0.5)
+    expected = plain(user, item, np.arange(301), 0.5)
+    assert_scalar(loss, expected, what="a batch of 301", **FLOAT32)
 
 
 @rung(
@@ -258,7 +279,7 @@ def test_items_are_told_apart_by_id():
                 user,
                 item,
                 0.5,
-                item_ids=torch.tensor(ids, dtype=dtype, device=device()),
+                {"item_ids": torch.tensor(ids, dtype=dtype, device=device())},
                 what=f"item_ids = {ids}",
                 value={"rtol": 1e-5, "atol": 1e-9},
                 slope={"rtol": 1e-4, "atol": 1e-6},
@@ -306,7 +327,7 @@ def test_sample_weights():
             user,
             item,
             0.5,
-            sample_weight=sample_weight,
+            {"sample_weight": sample_weight},
             what=f"sample_weight = {scale:g} * [1, 2, 0, 5]",
             value=FLOAT32,
             slope={"rtol": 1e-4, "atol": 1e-5},
@@ -342,8 +363,7 @@ def test_symmetric():
             user,
             item,
             0.5,
-            symmetric=True,
-            **{name: given},
+            {"symmetric": True, name: given},
             what=f"symmetric with {name}",
             value=FLOAT32,
             slope={"rtol": 1e-4, "atol": 1e-5},
@@ -362,21 +382,26 @@ def test_symmetric():
 )
 def test_full_softmax():
     """The full softmax has every item of the catalogue as a candidate; golden values."""
-    assert_golden("plain", "full")
-    assert_golden("sample_weight", "full")
+    assert_golden_full("plain")
+    assert_golden_full("sample_weight")
     user, catalogue = (x.detach() for x in pair(12, 5, 3))
     order = torch.tensor([2, 0, 4, 1, 3], device=device())
     in_batch = losses.in_batch_softmax_loss(user, catalogue[order], temperature=0.2)
     loss = losses.full_softmax_loss(user, catalogue, order, temperature=0.2)
     what = "a batch that holds each item once: as in_batch_softmax_loss"
-    assert_scalar(loss, float(in_batch), what=what, **FLOAT32)
+    assert_scalar(loss, in_batch.item(), what=what, **FLOAT32)
+    user, catalogue = pair(16, 301, 3)
+    user, catalogue, target = user.detach()[:7], catalogue.detach(), 43 * torch.arange(7)
+    loss = losses.full_softmax_loss(user, catalogue, target.to(device()), temperature=0.5)
+    expected = plain(user, catalogue, target.numpy(), 0.5)
+    assert_scalar(loss, expected, what="a catalogue of 301", **FLOAT32)
     user, catalogue = pair(3, 4, 3)
     target = torch.tensor([1, 3, 1, 0], device=device())
     tiny = 1e-7 * torch.tensor([1.0, 2.0, 0.0, 5.0], device=device())
     options = {"target": target, "sample_weight": tiny}
     slope = {"rtol": 1e-4, "atol": 1e-5}
     what = "sample_weight = 1e-7 * [1, 2, 0, 5]"
-    assert_exact(user, catalogue, 0.2, **options, what=what, value=FLOAT32, slope=slope)
+    assert_exact_full(user, catalogue, 0.2, options, what=what, value=FLOAT32, slope=slope)
     none = torch.zeros(4, device=device())
     loss = losses.full_softmax_loss(user, catalogue, target, temperature=0.2, sample_weight=none)
     assert_scalar(loss, 0.0, what="all weights are 0")
@@ -405,9 +430,9 @@ def test_small_temperatures():
     slope = {"rtol": 1e-3, "atol": 1e-2}  # gradients of size 1000
     for dtype, rtol in ((torch.float32, 1e-4), (torch.float64, 1e-9)):
         user, item = tensor(vectors[0], dtype), tensor(vectors[1], dtype)
-        for options in (in_batch, full):
+        for check_loss, options in ((assert_exact, in_batch), (assert_exact_full, full)):
             for temperature in (0.001, tensor(0.001, dtype)):
-                assert_exact(user, item, temperature, **options, value={"rtol": rtol}, slope=slope)
+                check_loss(user, item, temperature, options, value={"rtol": rtol}, slope=slope)
 
 
 @rung(
@@ -424,39 +449,27 @@ def test_precision():
     """bfloat16 and float16 are computed in float32, autocast or not; float64 stays float64."""
     weight = {"sample_weight": [0.3, 2.0, 0.7, 1.1, 0.0, 5.0]}
     in_batch = {"symmetric": True, "item_ids": [3, 1, 4, 1, 5, 9], **weight}
-    for given in (in_batch, {"target": [5, 0, 1, 1, 3, 0], **weight}):
+    full = {"target": [5, 0, 1, 1, 3, 0], **weight}
+    for check_loss, given in ((assert_exact, in_batch), (assert_exact_full, full)):
         options = constants(given)
         for dtype in (torch.bfloat16, torch.float16):
             user, item = pair(5, 6, 4, dtype)
-            assert_exact(
-                user,
-                item,
-                0.1,
-                **options,
-                what=f"{dtype} inputs",
-                value=FLOAT32,
-                slope={"rtol": 3e-2, "atol": 3e-2},  # rounded to bfloat16, perhaps twice
-            )
+            slope = {"rtol": 3e-2, "atol": 3e-2}  # rounded to bfloat16, perhaps twice
+            what = f"{dtype} inputs"
+            check_loss(user, item, 0.1, options, what=what, value=FLOAT32, slope=slope)
         user, item = (tensor(150 * x, torch.float16) for x in pair(5, 6, 4, torch.float64))
+        value, slope = {"rtol": 1e-5, "atol": 1e-4}, {"rtol": 1e-2, "atol": 1e-2}
         what = "float16 inputs whose products are beyond 65504"
-        wide = {"rtol": 1e-5, "atol": 1e-4}
-        slope = {"rtol": 1e-2, "atol": 1e-2}
-        assert_exact(user, item, 500.0, **options, what=what, value=wide, slope=slope)
-        user, item = pair(6, 6, 4, torch.float64)
-        exact64 = constants(given, torch.float64)
-        slope = {"rtol": 1e-8, "atol": 1e-9}
-        temperature = tensor(0.3, torch.float64)
-        what = "float64 inputs"
-        assert_exact(
-            user, item, temperature, **exact64, what=what, value={"rtol": 1e-9}, slope=slope
-        )
+        check_loss(user, item, 500.0, options, what=what, value=value, slope=slope)
         user, item = pair(6, 6, 4)
         slope = {"rtol": 1e-4, "atol": 1e-4}
-        what = "under autocast"
-        temperature = tensor(0.1)
-        assert_exact(
-            user, item, temperature, **options, autocast=True, what=what, value=FLOAT32, slope=slope
-        )
+        more = {"value": FLOAT32, "slope": slope, "autocast": True, "what": "under autocast"}
+        check_loss(user, item, tensor(0.1), options, **more)
+        user, item = pair(6, 6, 4, torch.float64)
+        options, temperature = constants(given, torch.float64), tensor(0.3, torch.float64)
+        value, slope = {"rtol": 1e-9}, {"rtol": 1e-8, "atol": 1e-9}
+        what = "float64 inputs"
+        check_loss(user, item, temperature, options, what=what, value=value, slope=slope)
 
 
 @rung(
@@ -471,8 +484,9 @@ def test_inputs():
     """Inputs are not changed; shapes that do not fit and temperatures <= 0 are a ValueError."""
     user, item = (x.detach() for x in pair(8, 4, 3))
     catalogue = torch.cat([item, -item]).detach()
-    in_batch = {"user": user, "item": item, "temperature": 0.1}
-    full = {"user": user, "catalogue": catalogue, "temperature": 0.1}
+    in_batch = {"user": user, "item": item, "temperature": torch.tensor(0.1, device=device())}
+    full = {**in_batch, "catalogue": catalogue}
+    del full["item"]
     full |= constants({"target": [5, 0, 7, 1], "sample_weight": [1.0, 0.5, 2.0, 4.0]})
     options = constants(
         {
