@@ -409,6 +409,8 @@ def test_edges():
     assert_equal(settings, (True, 64, torch.device("cpu"), "", 32),
                  call="TextEncoder(decoder, tokenizer, pooling='last')",
                  what="normalize, max_length (tokenizer's: 64), device, name, dim")  # fmt: skip
+    shortest = make_encoder(max_length=1).max_length
+    assert_equal(shortest, 1, call="TextEncoder(..., max_length=1)", what="max_length")
     for refused, call in [
         (lambda: encoder.encode("War"), "encode('War'), a single string"),
         (lambda: encoder.encode(["War", None]), "encode(['War', None])"),
@@ -502,7 +504,8 @@ def test_few_padded_places():
         "Digest the weights themselves (hashlib.sha256 over each tensor's bytes): neither a name "
         "nor a sum tells two models apart. And hash() of a string is another one in each process.",
         "For each name and tensor of the state_dict, sorted: update with name, dtype and shape, "
-        "then with tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().",
+        "then with tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy(). view(uint8) "
+        "needs a dimension, and numpy knows no bfloat16.",
     ]
 )
 def test_identity():
@@ -543,6 +546,7 @@ def test_identity():
         "a further weight": more("more", (2, 3)),
         "a further weight, transposed": more("more", (3, 2)),
         "a further weight, of another name": more("most", (2, 3)),
+        "a further weight, without dimensions": more("more", ()),
         "weights rounded to bfloat16": lambda m: m.bfloat16().float(),
         "weights in bfloat16": lambda m: m.bfloat16(),
     }
@@ -579,10 +583,11 @@ def test_cache(tmp_path):
     model, shapes = watched(make_model("encoder"))
     encoder = make_encoder(model=model, name="a/tiny one")
     stem = "a long beginning " * 5
-    texts = [*TITLES[:3], stem + "war", stem + "moon", "AC/DC: ../up", "", "x" * 700, TITLES[0]]
+    texts = [*TITLES[:3], stem + "war", stem + "moon", "AC/DC: ../up", "", "x" * 700]
+    texts += ["Two lines", 'Two\nlines, "Am\u00e9lie" \U0001f3ac', TITLES[0]]
     more = [texts[4], "Ghost!", *texts[::-1], "ghost!", "Ghost! "]
     for what, asked, new in [
-        ("first", texts, 8), ("again", texts, 0), ("three more", more, 3), ("again", more[:2], 0),
+        ("first", texts, 10), ("again", texts, 0), ("three more", more, 3), ("again", more[:2], 0),
         ("one of the first", texts[5:6], 0),
     ]:  # fmt: skip
         shapes.clear()
@@ -596,7 +601,7 @@ def test_cache(tmp_path):
     model, shapes = watched(make_model("encoder"))
     same = make_encoder(model=model, name="a/tiny one")
     vectors = text.cached_embeddings(same, texts, str(folder))
-    call = "cached_embeddings(the same model loaded again, texts[9], folder)"
+    call = "cached_embeddings(the same model loaded again, texts[11], folder)"
     assert_close(vectors, expected_of("encoder", texts), dtype=torch.float32, **CLOSE, call=call)
     assert_equal(shapes, [], call=call, what="calls of the model")
     check(vectors.device.type == "cpu" and not vectors.requires_grad,
@@ -667,10 +672,6 @@ class Kill:
 
     def __init__(self, folder, n):
         self.folder, self.left, self.dead, self.on = os.path.realpath(folder), n, False, False
-        if Kill.hook is None:  # they cannot be taken away again: one for all
-            Kill.hook = self
-            sys.addaudithook(lambda event, given: Kill.hook.heard(event, given))
-        Kill.hook = self
 
     def heard(self, event, given):
         if not self.on or event not in Kill.events:
@@ -685,7 +686,9 @@ class Kill:
                 raise Killed
 
     def __enter__(self):
-        self.on = True
+        if Kill.hook is None:  # they cannot be taken away again: one for all
+            sys.addaudithook(lambda event, given: Kill.hook.heard(event, given))
+        Kill.hook, self.on = self, True
         return self
 
     def __exit__(self, *error):

@@ -157,10 +157,11 @@ class TextEncoder:
     def identity(self) -> str:
         """A digest of all that a vector depends on but the text: encoders that share it agree.
 
-        Of the name, every weight of the model (names, shapes, values, types: any floating or
-        integer one, and converted weights are others), the pooling,
-        ``normalize`` and ``max_length``; of nothing that differs in another process (``hash`` of a
-        string does) or on another device. The tokenizer is taken to belong to the weights.
+        Of the name, every weight of the model (names, shapes, values, and types: bfloat16 may be
+        among them, and converted weights are others; so may a weight without dimensions), the
+        pooling, ``normalize`` and ``max_length``; of nothing that differs in another process
+        (``hash`` of a string does) or on another device. The tokenizer is taken to belong to the
+        weights.
 
         Returns:
             64 hexadecimal digits.

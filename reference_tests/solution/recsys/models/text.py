@@ -214,10 +214,11 @@ class TextEncoder:
     def identity(self) -> str:
         """A digest of all that a vector depends on but the text: encoders that share it agree.
 
-        Of the name, every weight of the model (names, shapes, values, types: any floating or
-        integer one, and converted weights are others), the pooling,
-        ``normalize`` and ``max_length``; of nothing that differs in another process (``hash`` of a
-        string does) or on another device. The tokenizer is taken to belong to the weights.
+        Of the name, every weight of the model (names, shapes, values, and types: bfloat16 may be
+        among them, and converted weights are others; so may a weight without dimensions), the
+        pooling, ``normalize`` and ``max_length``; of nothing that differs in another process
+        (``hash`` of a string does) or on another device. The tokenizer is taken to belong to the
+        weights.
 
         Returns:
             64 hexadecimal digits.
@@ -226,7 +227,7 @@ class TextEncoder:
         digest = hashlib.sha256(repr(settings).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
 
 
@@ -358,7 +359,7 @@ def cached_embeddings(encoder: TextEncoder, texts: Sequence[str], folder: str | 
     """
     file = Path(folder) / f"{encoder.identity()}.safetensors"
     file.parent.mkdir(parents=True, exist_ok=True)
-    known = _read_vectors(file, encoder.dim)
+    known = _read_vectors(file)
     keys = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts]
     missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
     if missing:
@@ -368,7 +369,7 @@ def cached_embeddings(encoder: TextEncoder, texts: Sequence[str], folder: str | 
     return torch.stack([known[key] for key in keys]) if keys else torch.zeros(0, encoder.dim)
 
 
-def _read_vectors(file: Path, dim: int) -> dict[bytes, Tensor]:
+def _read_vectors(file: Path) -> dict[bytes, Tensor]:
     """Digest of a text -> its vector; nothing if the file is not whole."""
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -376,8 +377,6 @@ def _read_vectors(file: Path, dim: int) -> dict[bytes, Tensor]:
     try:
         data = load(file.read_bytes())
         keys, vectors = data["keys"], data["vectors"]
-        if vectors.shape != (len(keys), dim) or vectors.dtype != torch.float32:
-            return {}
         return dict(zip(map(bytes, keys.numpy()), vectors, strict=True))
     except (FileNotFoundError, SafetensorError, KeyError):
         return {}
