@@ -155,7 +155,7 @@ def compare(loss, inputs, temperature, options, *, value, slope, what=""):
     """`value` and `slope` are the tolerances of the loss and of its gradients."""
     vectors = [x.detach().cpu().double().numpy() for x in inputs.values()]
     fixed = {name: x.tolist() if hasattr(x, "tolist") else x for name, x in options.items()}
-    number = float(torch.as_tensor(temperature).detach())
+    number = temperature.item() if isinstance(temperature, torch.Tensor) else temperature
     expected = exact(*vectors, number, **fixed)
     expected["catalogue"] = expected["item"]
     assert_scalar(loss, expected["loss"], what=what, **value)
