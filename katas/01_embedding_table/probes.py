@@ -496,14 +496,19 @@ def bags(table, values, offsets, weights):
 
 @probe
 def loops():
-    """Whether the number of operations grows with ids and bags."""
-    few, many = (large(50, 4, number, 3) for number in (4, 40))
-    grown = [
-        count(after).operations - count(before).operations
-        for before, after in zip(bags(*few), bags(*many), strict=True)
-    ]
+    """Whether the number of operations grows with ids, with bags and with their length."""
+    few, many, long = (large(50, 4, *sizes) for sizes in ((4, 3), (40, 3), (4, 30)))
+
+    def grows(more):
+        pairs = zip(bags(*few), bags(*more), strict=True)
+        return max(count(b).operations - count(a).operations for a, b in pairs) > 20
+
     lookups = [count(lambda x=x: x[0](x[1])).operations for x in (few, many)]
-    return {"bags": max(grown) > 20, "lookup": lookups[1] - lookups[0] > 20}
+    return {
+        "bags": grows(many),
+        "length": grows(long),
+        "lookup": lookups[1] - lookups[0] > 20,
+    }
 
 
 @probe

@@ -48,12 +48,17 @@ def test_cost():
     """No loop over ids or bags; nothing as large as the table, ids x rows or ids x bags."""
     for way in WAYS:
 
-        def forward_and_backward(bags, way=way):
-            inputs = make(50, 4, bags, 3, device())
+        def more_bags(size, way=way):
+            inputs = make(50, 4, size, 3, device())
             return lambda: use(*inputs, way).sum().backward()
 
-        call = words(192, 64, way) + ".sum().backward()"
-        assert_scales(forward_and_backward, (8, 64), allowance=8, call=call)
+        def longer_bags(size, way=way):
+            inputs = make(50, 4, 3, size, device())
+            return lambda: use(*inputs, way).sum().backward()
+
+        for bags, grown in ((64, more_bags), (3, longer_bags)):
+            call = words(192, bags, way) + ".sum().backward()"
+            assert_scales(grown, (8, 64), allowance=8, call=call)
     for rows, width, bags, length, most, why in (
         (20_000, 32, 5, 16, 20_000 * 32 * 2, "half of the table"),
         (50, 4, 800, 2, 800 * 2 * 4 * 128, "32 times the rows that are looked up"),

@@ -14,9 +14,9 @@ class EmbeddingTable(nn.Module):
     The table is a single parameter; ``state_dict`` has exactly one key, ``weight``. Its gradient is
     dense, which every optimizer takes.
 
-    Cost: a call makes the same number of tensor operations however many ids and bags there are (no
-    Python loop over them), and nothing as large as the table, ids x rows or ids x bags: a table
-    has far more rows than a batch has ids.
+    Cost: a call makes the same number of tensor operations however many ids and bags there are and
+    however long a bag is (no Python loop over them), and nothing as large as the table, ids x rows
+    or ids x bags, the gradient apart: a table has far more rows than a batch has ids.
 
     Args:
         num_embeddings: rows of the table, at least 1; legal ids are ``0 .. num_embeddings - 1``.
@@ -102,7 +102,8 @@ class EmbeddingTable(nn.Module):
 
         - ``"sum"``: sum_i w_i e_i
         - ``"mean"``: sum_i w_i e_i / sum_i w_i (w_i = 1 without weights: the plain mean)
-        - ``"max"``: element-wise maximum over the entries; takes no weights
+        - ``"max"``: element-wise maximum over the entries, with the gradient to the row that has
+          it, once however often it is there; takes no weights
 
         A bag without entries gives zeros and no gradient, and so does a mean whose weights add up
         to 0. A bag depends on its own entries only. Sums are taken in float32 at least: in

@@ -1,9 +1,8 @@
-"""Differs by a mask of real rows in a buffer, and by pooling one place of all bags at a time."""
+"""Differs by a mask of real rows in a buffer, and by where in place of multiplication."""
 
 from __future__ import annotations
 
 import hashlib
-from functools import reduce
 
 import torch
 from torch import nn
@@ -76,29 +75,19 @@ class EmbeddingTable(nn.Module):
         if len(values) == 0 or len(offsets) == 0:
             return zeros.to(self.weight.dtype)
 
-        def place(step):
-            """Rows, weights and presence of the entry number `step` of each bag."""
-            index = (offsets + step).clamp(max=len(values) - 1)
-            ids = values[index]
-            there = (self.real[ids] & (step < lengths)).unsqueeze(1)
-            w = torch.ones_like(there, dtype=high)
-            if weights is not None:
-                w = weights[index].to(high).unsqueeze(1)
-            return self(ids).to(high), w.where(there, 0.0), there
-
-        places = [place(step) for step in range(int(lengths.max()))]
+        step = torch.arange(int(lengths.max()), device=values.device).unsqueeze(1)
+        index = (offsets + step).clamp(max=len(values) - 1)  # places by bags
+        ids = values[index]
+        there = self.real[ids] & (step < lengths)
+        rows = self(ids).to(high).where(there.unsqueeze(2), 0.0)
         if mode == "max":
-            low = torch.full_like(zeros, -torch.inf)
-
-            def larger(best, each):
-                rows, _, there = each
-                return rows.where(there & (rows > best), best)
-
-            best = reduce(larger, places, low)
+            best = rows.where(there.unsqueeze(2), -torch.inf).max(0).values
             return best.where(best > -torch.inf, 0.0).to(self.weight.dtype)
-        total = reduce(lambda sums, each: sums + each[0] * each[1], places, zeros)
+        w = torch.ones_like(ids, dtype=high) if weights is None else weights[index].to(high)
+        w = w.where(there, 0.0).unsqueeze(2)
+        total = (rows * w).sum(0)
         if mode == "mean":
-            norm = reduce(lambda sums, each: sums + each[1], places, zeros[:, :1])
+            norm = w.sum(0)
             none = norm == 0
             total = (total / norm.masked_fill(none, 1.0)).masked_fill(none, 0.0)
         return total.to(self.weight.dtype)
