@@ -172,7 +172,7 @@ def no_batches():
     return outcome_of(lambda: loop.train_step(model, loss_fn, optimizer, []))
 
 
-def precision_of(mode):
+def precision_of(mode, default=torch.float16):
     told, model = [], nn.Linear(2, 2, bias=False).to(device())
     with torch.no_grad():
         model.weight.copy_(numbers(2, 2))
@@ -184,14 +184,19 @@ def precision_of(mode):
 
     batch = {"x": numbers(3, 2, phase=1).float()}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.25)
-    loop.train_step(model, told_loss, optimizer, [batch, batch], autocast=mode)
+    usual = torch.get_autocast_dtype(device().type)
+    torch.set_autocast_dtype(device().type, default)
+    try:
+        loop.train_step(model, told_loss, optimizer, [batch, batch], autocast=mode)
+    finally:
+        torch.set_autocast_dtype(device().type, usual)
     return {"told": told, "weight": str(model.weight.dtype)}
 
 
 @probe
 def half_precision():
-    """A step with autocast."""
-    return precision_of("bfloat16")
+    """A step with autocast, where its default is that of a GPU, and that of a CPU."""
+    return [precision_of("bfloat16", default) for default in (torch.float16, torch.bfloat16)]
 
 
 @probe

@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import time
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -213,6 +214,17 @@ def test_clipping():
                  "while `frozen` has an old gradient: one norm over what it holds")  # fmt: skip
 
 
+@contextmanager
+def float16_by_default():
+    """Autocast's type, where none is named, is that of a GPU; on the CPU it would be bfloat16."""
+    before = torch.get_autocast_dtype(device().type)
+    torch.set_autocast_dtype(device().type, torch.float16)
+    try:
+        yield
+    finally:
+        torch.set_autocast_dtype(device().type, before)
+
+
 @rung(
     hints=[
         "torch.autocast is a context manager around the forward pass and the loss.",
@@ -241,7 +253,8 @@ def test_autocast():
                 p.copy_(torch.randn(p.shape, generator=generator(3)))
         before, grads = copy_of(model), gradients(model, loss_fn, batch)
         seen.clear()
-        loop.train_step(model, loss_fn, sgd(model, 0.1), halves, autocast=mode)
+        with float16_by_default():
+            loop.train_step(model, loss_fn, sgd(model, 0.1), halves, autocast=mode)
         check(seen == [inside] * 2, f"autocast={mode!r}: a linear layer gives {inside[0]}, and "
               f"torch.is_autocast_enabled() is {inside[1]}", came_back=seen)  # fmt: skip
         for name, p in model.named_parameters():
