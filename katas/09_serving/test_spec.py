@@ -613,7 +613,12 @@ def test_bad_requests():
                   call=f"GET /metrics after {count} answers of status {status}")  # fmt: skip
 
     for _ in range(2):  # two apps do not count together
-        talk(serving.create_app(large(), max_k=30, max_body=800), conversation)
+        try:
+            app = serving.create_app(large(), max_k=30, max_body=800)
+        except ValueError as error:
+            fail(came_back=type(error).__name__, call="create_app, a second one in this process",
+                 expected="apps that share nothing, their metrics neither")  # fmt: skip
+        talk(app, conversation)
 
 
 @rung(
