@@ -615,7 +615,14 @@ def both_outputs():
         out.shape == side.shape and bool(torch.equal(out, side))
         for out, side in zip(outs, sides, strict=True)
     ]
-    return {"shapes": [list(o.shape) for o in outs], "lengths": lengths, "same": same, "on": random}
+    flows = []
+    for out, side in zip(outs, (made.user_tower, made.item_tower), strict=False):
+        weights = [p for p in side.parameters() if p.requires_grad]
+        there = out.requires_grad and weights
+        grads = torch.autograd.grad(out[:, 0].sum(), weights, allow_unused=True) if there else []
+        flows.append(any(grad is not None for grad in grads))
+    shapes = [list(out.shape) for out in outs]
+    return {"shapes": shapes, "lengths": lengths, "same": same, "on": random, "flows": flows}
 
 
 @probe

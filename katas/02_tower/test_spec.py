@@ -177,7 +177,7 @@ def test_unit_rows():
     call = "tower(batch) under bfloat16 autocast"
     one = torch.ones(4, dtype=torch.float64)
     assert_close(lengths(out), one, rtol=1e-2, what="length of each row", call=call)
-    assert_close(out.double(), model(batch).detach().double(), rtol=0.05, atol=0.06, call=call)
+    assert_close(out.double(), model(batch).detach().double(), rtol=0.05, atol=0.2, call=call)
 
 
 @rung(
@@ -433,9 +433,12 @@ def test_dropout():
     table = {"age": [[0.0] * 4, [2.0, -1.0, 0.0, 0.0]]}
     batch = {"age": torch.ones(rows, dtype=torch.int64, device=device())}
     # where 2 and -1 each stay or go, and what stays is scaled, the Linear gives one of four numbers
-    entering = [weight * x / (1 - fraction) + weight for x in (0, 2, -1, 1)]
-    hidden = [weight * max(x, 0) * n / (1 - fraction) + weight for x in entering for n in range(4)]
-    for hidden_dims, expected in (((), entering), ((3,), hidden)):
+    expected = {(): [weight * x / (1 - fraction) + weight for x in (0, 2, -1, 1)]}
+    for hidden_dims in ((3,), (3, 2)):  # of the units of a layer, which are equal, n stay
+        stay = [n / (1 - fraction) for n in range(hidden_dims[-1] + 1)]
+        given = expected[hidden_dims[:-1]]
+        expected[hidden_dims] = [weight * max(x, 0) * n + weight for x in given for n in stay]
+    for hidden_dims, values in expected.items():
         options = {"hidden_dims": hidden_dims, "dropout": fraction}
         model, own = make([("age", "id", 2)], 4, rows=table, **options)
         fill(own, weight)
@@ -447,27 +450,31 @@ def test_dropout():
         out = model.train()(batch)
         check(model.training, "still in training mode after the call", call=call)
         out = out.detach().double().cpu()
+        one = torch.ones(rows, dtype=torch.float64)
+        assert_close(lengths(out), one, rtol=1e-5, what="length of each row", call=call)
         scale = (out[:, 0] - out[:, 1]) / 3  # the sum [2, -1, 0, 0] plus m in each coordinate
         m = out[:, 2] / scale
         alike = bool(((out[:, 3] - out[:, 2]).abs() < 1e-5).all())
         alike = alike and bool(((out[:, 0] / scale - m - 2).abs() < 1e-4).all())
         words = "the sum of the parts and the output as they are, whatever is dropped in the MLP"
         check(alike, words, came_back=out[:2].tolist(), call=call)
-        gap = (m[:, None] - torch.tensor(expected, dtype=torch.float64)).abs()
+        gap = (m[:, None] - torch.tensor(values, dtype=torch.float64)).abs()
         fits = bool((gap.min(1).values < 1e-4).all())
         seen = sorted({round(float(x), 4) for x in m})
-        allowed = sorted({round(x, 4) for x in expected})
+        allowed = sorted({round(x, 4) for x in values})
         what = "what the MLP adds to the sum, all values"
         words = f"these: {allowed}"
         check(fits, words, came_back=seen, what=what, call=call)
-        check(len(seen) == len(allowed), words, came_back=seen, what=what, call=call)
+        every = len(hidden_dims) > 1 or len(seen) == len(allowed)  # in depth, some are too rare
+        check(every, words, came_back=seen, what=what, call=call)
         nothing = float((gap[:, 3] < 1e-4).double().mean()) if not hidden_dims else 0.5625
         what = f"rows of which nothing was dropped, with a probability of {fraction} each"
         assert_scalar(nothing, 0.5625, atol=0.08, rtol=0, what=what, call=call)
-    model = stirred(hidden_dims=(8,)).train()
-    out = model(batch_of(8))
-    what = "two calls in training mode, dropout=0"
-    assert_close(model(batch_of(8)), out.detach(), what=what, rtol=0, atol=0)
+    model = stirred(hidden_dims=(8,))
+    expected = model(batch_of(8)).detach()
+    out = model.train()(batch_of(8))
+    what = "training mode against evaluation mode, dropout=0"
+    assert_close(out, expected, what=what, rtol=1e-5)
 
 
 # --- the batch ------------------------------------------------------------------------------------
@@ -498,10 +505,13 @@ def test_columns():
         moved = model({**batch, name: other})
         words = "another output for another value"
         check(differs(out, moved), words, came_back="the same", what=f"column {name}")
-    more = {"aaa": "for the log", **batch, "zzz": torch.ones(7, 2, 2, device=device())}
+    more = {"aaa": torch.ones(1, 2, 2, device=device()), **batch, "zzz": "x"}
     turned = {name: more[name] for name in reversed(more)}
-    what = "columns in another order, with two that no feature names"
-    assert_close(model(turned), out.detach(), what=what, rtol=0, atol=1e-6)
+    for given, what in (
+        (more, "two columns that no feature names"),
+        (turned, "columns in another order, two of which no feature names"),
+    ):
+        assert_close(model(given), out.detach(), what=what, rtol=0, atol=1e-6)
     views = {name: torch.stack([column, column], -1)[..., 0] for name, column in batch.items()}
     assert_close(model(views), out.detach(), what="columns that are not contiguous", rtol=1e-4)
     for into in (torch.float32, torch.float64):
@@ -553,16 +563,20 @@ def test_tables():
     tables = [p for p in alone.parameters() if p.shape == (4, 6)]
     call = "Tower([word, second and third in the table 'word'], 6)"
     check(len(tables) == 1, "one table of shape [4, 6]", came_back=len(tables), call=call)
-    other = embedding.EmbeddingTable(8, 6)
+    other = embedding.EmbeddingTable(13, 6)
     word = embedding.EmbeddingTable(4, 6).to(device())
     given = {"word": word, "other": other}
-    more = described([*features, ("age", "id", 5)])
-    model = tower.Tower(more, 6, max_history=PLACES, tables=given).to(device())
+    more, widths = described([*features, ("age", "id", 5)]), [8, 5]
+    options = {"hidden_dims": widths, "max_history": PLACES, "tables": given}
+    model = tower.Tower(more, 6, **options).to(device())
     call = "Tower([word, second, third, age], 6, tables={'word': table, 'other': other})"
+    names = [feature.name for feature in more]
+    same = names == ["word", "second", "third", "age"] and widths == [8, 5]
+    check(same, "features and hidden_dims unchanged", came_back=[names, widths], call=call)
     mine = [p for p in model.parameters() if p.shape == (4, 6)]
     used = len(mine) == 1 and mine[0] is word.weight
     check(used, "the given table itself, and no other", came_back=len(mine), call=call)
-    unused = [p for p in model.parameters() if p.shape == (8, 6)]
+    unused = [p for p in model.parameters() if p.shape == (13, 6)]
     check(not unused, "a given table that no feature names is left alone", call=call)
     check(list(given) == ["word", "other"], "`tables` unchanged", came_back=list(given), call=call)
     # tables that the tower makes have a padding row
@@ -605,7 +619,12 @@ def test_tables():
 
 # --- two towers -----------------------------------------------------------------------------------
 
-ITEM = (("item", "id", 9), ("plot", "text", 3), ("genres", "multi_hot", 7, "tags"))
+ITEM = (
+    ("item", "id", 9),
+    ("plot", "text", 3),
+    ("genres", "multi_hot", 7, "tags"),
+    ("buyers", "history", 4),
+)
 OPTIONS = {"max_history": PLACES, "hidden_dims": (8,), "dropout": 0.5}
 
 
@@ -626,7 +645,7 @@ def test_two_towers():
     """Users and items become unit vectors; towers share the tables that both name, nothing else."""
     model = two_towers()
     users, items = batch_of(3), batch_of(5)
-    items = {"item": integers([1, 2, 3, 4, 5]), "plot": items["plot"], "genres": items["genres"]}
+    items |= {"item": integers([1, 2, 3, 4, 5]), "buyers": items["history"] % 3 + 1}
     made = model(users, items)
     call = "two_tower(user_batch of 3, item_batch of 5)"
     check(isinstance(made, tuple) and len(made) == 2, "a pair", came_back=made, call=call)
@@ -647,6 +666,15 @@ def test_two_towers():
         what = f"{name} against a Tower with its state_dict"
         assert_close(out, alone(batch).detach(), what=what, rtol=1e-5, call=call)
     stir(model.parameters())
+    model.zero_grad()
+    user, item = model(users, items)
+    (user @ item.T).square().sum().backward()
+    for name, _, _, side, _ in sides:
+        learned = {n: p for n, p in side.named_parameters() if not are_places(p)}
+        none = [n for n, p in learned.items() if p.grad is None or not bool(p.grad.any())]
+        words = "a gradient for every parameter"
+        call = "(user @ item.T).square().sum().backward()"
+        check(not none, words, came_back=f"none for {none}", what=name, call=call)
     model.train()
     for name, _, batch, side, _ in sides:
         one, two = side(batch), side(batch)
@@ -656,7 +684,8 @@ def test_two_towers():
     for table, expected in shared:
         users = [("history", "history", 9, table), ("plot", "text", 3), ("year", "dense", 2)]
         users.append(("likes", "multi_hot", 7, "tags"))
-        model = two_towers(users, [*ITEM, ("year", "dense", 2)])
+        items = [*ITEM, ("year", "dense", 2), ("history", "history", 9, "item")]
+        model = two_towers(users, items)
         ids = [{id(p) for p in side.parameters()} for side in (model.user_tower, model.item_tower)]
         shapes = sorted(list(p.shape) for p in model.parameters() if id(p) in ids[0] & ids[1])
         what = f"shapes of what is shared: users name {table!r} and 'tags', items 'item' and 'tags'"

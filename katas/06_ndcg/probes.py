@@ -266,7 +266,12 @@ def mean_in_half_precision():
 
 @probe
 def mean_of_nobody():
-    return [[float(x) for x in metrics.mean_over_users(floats(v))] for v in ([NAN, NAN], [])]
+    return [float(x) for x in metrics.mean_over_users(floats([NAN, NAN]))]
+
+
+@probe
+def mean_of_nothing():
+    return [float(x) for x in metrics.mean_over_users(floats([]))]
 
 
 TARGET = whole([0, 1, 3])
@@ -436,7 +441,12 @@ def lists_with_open_ties():
 
 @probe
 def lists_with_nan():
-    return listed([[8, 6, 3, NAN], [9, 7, -INF, -INF], [9, 8, 7, NAN]], [7, 9, 9])
+    return listed([[8, 6, 3, NAN], [9, 8, 7, NAN]], [7, 9])
+
+
+@probe
+def lists_that_ran_out():
+    return listed([[9, 7, -INF, -INF], [9, 7, 5, -INF]], [9, 2])
 
 
 @probe
