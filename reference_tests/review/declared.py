@@ -17,7 +17,6 @@ DECLARED = {
     "02_tower/loop-over-rows": "loop-over-rows",
     "03_contrastive_loss/ids-as-floats": "ids-as-floats",
     "03_contrastive_loss/inputs-changed": "input-changed",
-    "03_contrastive_loss/labels-on-the-cpu": "made-on-the-cpu",
     "03_contrastive_loss/log-q-changed": "input-changed",
     "03_contrastive_loss/weights-changed": "input-changed",
     "04_cross_layer/bce-of-sigmoid": "loss-on-probabilities",
