@@ -90,6 +90,7 @@ def golden():
     everything = {"age": [1, 0, 3], **both, "year": year, "plot": plot}
     mlp = [
         some(f"hidden_dims={hidden}", everything, hidden_dims=hidden, fill=fill)
-        for hidden, fill in (((), 0.3), ((4,), 0.3), ((4,), -0.2), ((5, 4), 0.3), ((7, 5, 4), 0.2))
+        for hidden in ((), (4,), (5, 4), (7, 5, 4))
+        for fill in (0.3, -0.2)
     ]
     return {"tables": tables, "sums": sums, "linear": linear, "mlp": mlp}
