@@ -44,7 +44,8 @@ def command(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name or "board")
 def test_every_command_that_is_offered_is_there(command):
-    file = ROOT / (command.module.replace(".", "/") + ".py")
+    place = ROOT / command.module.replace(".", "/")
+    file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
     assert file.is_file()
     names = [n.name for n in ast.parse(file.read_text()).body if isinstance(n, ast.FunctionDef)]
     assert "main" in names
