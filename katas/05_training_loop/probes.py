@@ -626,7 +626,7 @@ class Run:
         self.drawn.append(float(torch.rand(())))
         if len(self.inside) == self.crash:
             raise Stop
-        if len(self.inside) == 1:
+        if len(self.inside) in (1, 11):  # in the first epoch and in the third
             time.sleep(6 * self.pause)
         loss = loss_fn(model, batch)
         return loss * self.bad if self.bad is not None and len(self.inside) >= 8 else loss
@@ -695,11 +695,11 @@ def run_with_validation():
 
 @probe
 def run_seconds():
-    """Whether the clock counts a pause in a loss, and leaves out those of validation."""
+    """Whether the clock counts two pauses in a loss, and leaves out those of validation."""
     begin = time.perf_counter()
     seconds = Run(script=(0.1, 0.2, 0.3), pause=0.01).result.seconds
     elapsed = time.perf_counter() - begin
-    return {"training": int(seconds >= 0.06), "validation": int(seconds > elapsed - 0.03)}
+    return {"pauses": int(min(seconds, 0.13) / 0.06), "validation": int(seconds > elapsed - 0.03)}
 
 
 @probe
