@@ -52,11 +52,18 @@ def standing(kata: Kata, result: Result | None) -> Standing:
     outcomes = [result.rungs.get(rung.name) for rung in kata.rungs]
     passed = outcomes.count("passed")
     if record.is_stale(kata, result):
-        return Standing(kata, "stale", passed, "changed since the last run")
+        return Standing(kata, "stale", passed, what_changed(kata, result))
     if result.reason:
         return Standing(kata, "failing", passed, result.reason)
     red = "failed" in result.rungs.values() or passed < len(outcomes) or not outcomes
     return Standing(kata, "failing" if red else "passing", passed)
+
+
+def what_changed(kata: Kata, result: Result) -> str:
+    parts = set(record.changed(kata, result))
+    if parts & {"spec", "fixtures"}:
+        return "the kata was updated"
+    return "your code changed"
 
 
 def status(board: list[Standing]) -> dict[str, Any]:
@@ -100,12 +107,15 @@ def lines(board: list[Standing]) -> list[str]:
 
 
 def next_step(board: list[Standing]) -> str:
-    """The first kata that is not passing, and what to do about it."""
+    """The first kata that is not passing, and what to do about it; what there is to see by now."""
+    seen = ""
     for each in board:
+        if each.state == "passing":
+            seen = f"see it: kata run    {each.kata.shows}\n" if each.kata.shows else ""
         command = f"kata test {each.kata.number}"
         if each.state in ("failing", "stale"):
-            return f"next: {command}"
+            return f"{seen}next: {command}"
         if each.state == "not_started":
             files = ", ".join(f"src/recsys/{file}" for file in each.kata.files)
-            return f"next: write {files}, then: {command}"
-    return "All katas pass."
+            return f"{seen}next: write {files}, then: {command}"
+    return f"{seen}All katas pass."

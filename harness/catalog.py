@@ -22,7 +22,7 @@ except ModuleNotFoundError:  # Python 3.10
 PHASES = ("1A", "1B", "sprint")
 TRACKS = ("core", "advanced")
 ORDER = ("test_spec.py", "test_properties.py", "test_cost.py")  # of the files; others by name
-KEYS = {"title", "phase", "hours", "track", "prerequisites", "preload", "files", "keep"}
+KEYS = {"title", "phase", "hours", "track", "prerequisites", "preload", "shows", "files", "keep"}
 DIGESTS = "stub.sha256"  # in a kata's folder: what its stubs look like, one line a file
 
 
@@ -55,6 +55,7 @@ class Kata:
     files: dict[str, tuple[str, ...]]
     keep: dict[str, tuple[str, ...]]  # public names that stay whole in the stub
     preload: tuple[str, ...] = ()  # modules that a warm runner imports beforehand
+    shows: str = ""  # what `kata run` shows once this kata passes; "" where it is nothing new
 
     @property
     def number(self) -> str:
@@ -157,6 +158,7 @@ def read(folder: Path) -> Kata:
         files=names("files"),
         keep=names("keep"),
         preload=tuple(table.get("preload", [])),
+        shows=value("shows", str, "a sentence") if "shows" in table else "",
     )
 
 

@@ -39,7 +39,7 @@ class Finding:
 def main(args: argparse.Namespace) -> int:
     """Print a line for each finding; 1 if something that is needed is missing, else 0."""
     worst = OK
-    for check in (python, packages, accelerators, machine, compiler, checkout, data):
+    for check in (python, packages, accelerators, machine, compiler, checkout, katas, data):
         for finding in guarded(check):
             show(finding)
             if finding.level == FAIL:
@@ -253,6 +253,32 @@ def checkout() -> Iterator[Finding]:
         )
     else:
         yield Finding(OK, "src/recsys is a namespace package")
+
+
+def katas() -> Iterator[Finding]:
+    """What changed in a kata since its last result, as after pulling a newer version."""
+    from harness import catalog, record
+
+    results = record.read()
+    current = 0
+    for kata in catalog.load():
+        if kata.id not in results:
+            continue
+        parts = set(record.changed(kata, results[kata.id]))
+        updated = [part for part in ("spec", "fixtures") if part in parts]
+        if updated:
+            what = f"kata {kata.number}: its {' and '.join(updated)} changed since your last run"
+            yield Finding(WARN, what, f"your code is as it was: kata test {kata.number}")
+        if "task" in parts:
+            yield Finding(
+                WARN,
+                f"kata {kata.number}: its task reads differently since your last run",
+                f"the present text: kata guide {kata.number}, and the docstrings that "
+                f"`kata reset {kata.number}` writes (your file is kept, and where is said)",
+            )
+        current += not parts - {"code"}
+    if current:
+        yield Finding(OK, f"{current} katas as they were when you ran them")
 
 
 def data() -> Iterator[Finding]:

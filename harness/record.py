@@ -131,21 +131,36 @@ def locked() -> Iterator[None]:
 
 
 def digest_of(kata: Kata) -> str:
-    """Digest of the kata's folder, its fixtures and its learner files, as they are now."""
-    total = sha256()
-    for file in dependencies(kata):
-        total.update(file.name.encode() + b"\0")
-        total.update(file.read_bytes() if file.is_file() else b"(missing)")
-        total.update(b"\0")
-    return total.hexdigest()[:32]
+    """What a result depends on as it is now, a word for each part: `spec:1f.. fixtures:..`."""
+    words = []
+    for part, files in dependencies(kata).items():
+        total = sha256()
+        for file in files:
+            total.update(file.name.encode() + b"\0")
+            total.update(file.read_bytes() if file.is_file() else b"(missing)")
+            total.update(b"\0")
+        words.append(f"{part}:{total.hexdigest()[:16]}")
+    return " ".join(words)
 
 
-def dependencies(kata: Kata) -> list[Path]:
-    tests = [file for file in kata.folder.rglob("*") if file.suffix in (".py", ".toml")]
-    fixtures = [file for file in (FIXTURES / kata.id).rglob("*") if file.is_file()]
-    learner = [SRC / "recsys" / file for file in kata.files]
-    return [file for file in sorted(tests + fixtures) + learner if file.name != DIGESTS]
+def dependencies(kata: Kata) -> dict[str, list[Path]]:
+    """The files of each part; `task` is what the stubs say."""
+    folder = [file for file in sorted(kata.folder.rglob("*")) if file.suffix in (".py", ".toml")]
+    fixtures = [file for file in sorted((FIXTURES / kata.id).rglob("*")) if file.is_file()]
+    return {
+        "spec": folder,
+        "fixtures": fixtures,
+        "code": [SRC / "recsys" / file for file in kata.files],
+        "task": [kata.folder / DIGESTS],
+    }
+
+
+def changed(kata: Kata, result: Result) -> list[str]:
+    """The parts (see `dependencies`) that are not those that the result was made with."""
+    made_with = result.digest.split()
+    return [word.partition(":")[0] for word in digest_of(kata).split() if word not in made_with]
 
 
 def is_stale(kata: Kata, result: Result) -> bool:
-    return result.digest != digest_of(kata)
+    """Whether the result may be another today. A task that only reads differently is no reason."""
+    return changed(kata, result) not in ([], ["task"])

@@ -66,6 +66,19 @@ def test_the_board(checkout):
     assert max(map(len, lines)) <= 80
 
 
+def test_a_kata_that_shows_something_says_so_until_the_next_one_passes(checkout):
+    toml = checkout.root / "katas/01_scale/kata.toml"
+    toml.write_text(toml.read_text().replace("[files]", 'shows = "films"\n[files]', 1))
+    assert "kata run" not in checkout.kata().out
+    checkout.solve()
+    checkout.kata("test", "01")
+    assert checkout.kata().out.splitlines()[-2] == "see it: kata run    films"
+    answer = checkout.root / "reference_tests/solution/recsys/models/shift.py"
+    (checkout.root / "src/recsys/models/shift.py").write_text(answer.read_text())
+    checkout.kata("test", "02")
+    assert "kata run" not in checkout.kata().out
+
+
 def test_an_unreadable_record_is_said_and_the_board_shown(checkout):
     (checkout.root / ".kata").mkdir(exist_ok=True)
     (checkout.root / ".kata/record.json").write_text("{")

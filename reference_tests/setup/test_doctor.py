@@ -22,13 +22,13 @@ def test_every_finding_that_is_not_well_says_what_to_do():
 
 @pytest.mark.parametrize(("level", "code"), [(OK, 0), (WARN, 0), (FAIL, 1)])
 def test_the_exit_code_is_1_only_if_something_needed_is_missing(monkeypatch, capsys, level, code):
-    for name in ("python", "packages", "accelerators", "machine", "compiler", "checkout", "data"):
+    for name in "python packages accelerators machine compiler checkout katas data".split():
         monkeypatch.setattr(doctor, name, lambda: iter([Finding(OK, "fine")]))
     monkeypatch.setattr(doctor, "machine", lambda: iter([Finding(level, "odd", "do this")]))
     assert doctor.main(argparse.Namespace()) == code
     lines = capsys.readouterr().out.splitlines()
     assert f"{level:<5} odd" in lines
-    assert len(lines) == 8
+    assert len(lines) == 9
 
 
 def test_a_check_that_fails_itself_hides_no_other(monkeypatch, capsys):
