@@ -28,15 +28,17 @@ def compile_model(
     - **The model stays as it is**: it can still be called without compilation, and training,
       ``eval()``, loading and moving act on both, since both are the same parameters and modules.
     - **Interchangeable checkpoints**: ``state_dict()`` of the result has the keys of the model's
-      (no ``_orig_mod.``), and each loads what the other saved, with ``strict=True``.
+      (no ``_orig_mod.``), and each loads what the other saved, with ``strict=True``: a key that is
+      missing or not expected is an error.
 
     Args:
-        backend: a name or a function, as for :func:`torch.compile`. None: ``"inductor"`` where a
-            C++ compiler works; else ``"eager"``, which traces but generates no code, after a
-            RuntimeWarning that says so.
+        backend: a name or a function, as for :func:`torch.compile`. None: ``"inductor"`` where its
+            C++ compiler works (``CXX``, else g++; clang++ on a Mac, cl on Windows), that is, can
+            be run and accepts a program; else ``"eager"``, which traces but generates no code,
+            after a RuntimeWarning that says that there is no compiler.
         dynamic: True makes sizes symbolic from the first call, False compiles each size anew, None
             after a second size was seen.
-        mode: as for :func:`torch.compile`, of inductor only; dropped where "eager" stands in.
+        mode: handed on to :func:`torch.compile`; dropped where "eager" stands in.
             ``"reduce-overhead"`` replays CUDA graphs: there an output is overwritten by the next
             call, so clone what has to live longer.
 
@@ -57,16 +59,18 @@ def warm_up(function: Function, inputs: Sequence[tuple[Any, ...]], *, grad: bool
 
     Args:
         inputs: argument tuples. The first tensor in each (inside dicts, lists, tuples too) must
-            have two rows or more: sizes 0 and 1 are special cases with code of their own.
+            have two rows or more: sizes 0 and 1 are special cases with code of their own. Each is
+            run, once or more.
         grad: False as for serving, under ``torch.no_grad()``. True as for training: with
             gradients, and a backward pass from the sum of the outputs that need one. No ``.grad``
-            is left or changed, whatever the gradient mode of the caller.
+            of a parameter or an input is left or changed. The gradient mode of the caller does not
+            matter, and stays.
 
     Returns:
-        Seconds that it took, with compilation.
+        Seconds that it took, with compilation, all inputs together.
 
     Raises:
-        ValueError: no inputs, or one that starts with fewer than two rows.
+        ValueError: no inputs, or one whose first tensor has fewer than two rows.
     """
     raise NotImplementedError("kata 07: write warm_up in src/recsys/inference/compiled.py")
 
@@ -78,9 +82,9 @@ class CompileReport:
     Attributes:
         graphs: graphs that were compiled.
         graph_breaks: places at which tracing had to stop, each time that they were compiled; 0 is
-            what one wants.
+            what one wants. That dynamo gives up compiling anew (its limit) is no break.
         recompiles: graphs that calls after the first one added.
-        reasons: why it broke, a line each.
+        reasons: why it broke, one line for each kind of reason.
     """
 
     graphs: int
@@ -97,7 +101,8 @@ def count_graphs(
     Tracing alone is counted, with a backend that generates no code, so it needs no compiler and
     takes little time. Graph breaks are allowed, that they can be counted. The count begins in a
     clean state and leaves one (``torch._dynamo.reset``): what was compiled or counted before has
-    no part in it, and compiled models will compile again at their next call.
+    no part in it, and compiled models will compile again at their next call. The function itself
+    stays as it is, and is called once for each input.
 
     Args:
         function: a module or function, compiled or not; if compiled, the original is looked at.

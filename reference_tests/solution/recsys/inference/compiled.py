@@ -8,6 +8,7 @@ import os
 import shutil
 import statistics
 import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -37,15 +38,17 @@ def compile_model(
     - **The model stays as it is**: it can still be called without compilation, and training,
       ``eval()``, loading and moving act on both, since both are the same parameters and modules.
     - **Interchangeable checkpoints**: ``state_dict()`` of the result has the keys of the model's
-      (no ``_orig_mod.``), and each loads what the other saved, with ``strict=True``.
+      (no ``_orig_mod.``), and each loads what the other saved, with ``strict=True``: a key that is
+      missing or not expected is an error.
 
     Args:
-        backend: a name or a function, as for :func:`torch.compile`. None: ``"inductor"`` where a
-            C++ compiler works; else ``"eager"``, which traces but generates no code, after a
-            RuntimeWarning that says so.
+        backend: a name or a function, as for :func:`torch.compile`. None: ``"inductor"`` where its
+            C++ compiler works (``CXX``, else g++; clang++ on a Mac, cl on Windows), that is, can
+            be run and accepts a program; else ``"eager"``, which traces but generates no code,
+            after a RuntimeWarning that says that there is no compiler.
         dynamic: True makes sizes symbolic from the first call, False compiles each size anew, None
             after a second size was seen.
-        mode: as for :func:`torch.compile`, of inductor only; dropped where "eager" stands in.
+        mode: handed on to :func:`torch.compile`; dropped where "eager" stands in.
             ``"reduce-overhead"`` replays CUDA graphs: there an output is overwritten by the next
             call, so clone what has to live longer.
 
@@ -60,8 +63,8 @@ def compile_model(
         if not _has_compiler():
             backend, mode = "eager", None
             warnings.warn(
-                "no C++ compiler works here (looked for CXX, g++, clang++, cl): the model is "
-                "traced but not compiled (backend 'eager') and will not be faster",
+                "no C++ compiler works here (CXX, or the usual one): the model is traced but not "
+                "compiled (backend 'eager') and will not be faster",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -80,26 +83,28 @@ def warm_up(function: Function, inputs: Sequence[tuple[Any, ...]], *, grad: bool
 
     Args:
         inputs: argument tuples. The first tensor in each (inside dicts, lists, tuples too) must
-            have two rows or more: sizes 0 and 1 are special cases with code of their own.
+            have two rows or more: sizes 0 and 1 are special cases with code of their own. Each is
+            run, once or more.
         grad: False as for serving, under ``torch.no_grad()``. True as for training: with
             gradients, and a backward pass from the sum of the outputs that need one. No ``.grad``
-            is left or changed, whatever the gradient mode of the caller.
+            of a parameter or an input is left or changed. The gradient mode of the caller does not
+            matter, and stays.
 
     Returns:
-        Seconds that it took, with compilation.
+        Seconds that it took, with compilation, all inputs together.
 
     Raises:
-        ValueError: no inputs, or one that starts with fewer than two rows.
+        ValueError: no inputs, or one whose first tensor has fewer than two rows.
     """
     if not inputs:
         raise ValueError("a warm-up needs at least one input")
     for arguments in inputs:
-        first = next((x for x in tree_leaves(arguments) if isinstance(x, Tensor)), None)
-        if first is None or first.dim() == 0 or len(first) < 2:
-            shape = None if first is None else tuple(first.shape)
+        tensors = (x for x in tree_leaves(arguments) if isinstance(x, Tensor))
+        rows = next((x.shape[:1].numel() for x in tensors), 0)  # 1 for a 0-dim tensor
+        if rows < 2:
             raise ValueError(
-                f"a warm-up needs at least two rows, not a first tensor of shape {shape}: one row "
-                "is compiled as a special case, and the first real batch would compile again"
+                f"a warm-up needs at least two rows, not {rows}: one row is compiled as a special "
+                "case, and the first real batch would compile again"
             )
     start = time.perf_counter()
     for arguments in inputs:
@@ -119,9 +124,9 @@ class CompileReport:
     Attributes:
         graphs: graphs that were compiled.
         graph_breaks: places at which tracing had to stop, each time that they were compiled; 0 is
-            what one wants.
+            what one wants. That dynamo gives up compiling anew (its limit) is no break.
         recompiles: graphs that calls after the first one added.
-        reasons: why it broke, a line each.
+        reasons: why it broke, one line for each kind of reason.
     """
 
     graphs: int
@@ -138,7 +143,8 @@ def count_graphs(
     Tracing alone is counted, with a backend that generates no code, so it needs no compiler and
     takes little time. Graph breaks are allowed, that they can be counted. The count begins in a
     clean state and leaves one (``torch._dynamo.reset``): what was compiled or counted before has
-    no part in it, and compiled models will compile again at their next call.
+    no part in it, and compiled models will compile again at their next call. The function itself
+    stays as it is, and is called once for each input.
 
     Args:
         function: a module or function, compiled or not; if compiled, the original is looked at.
@@ -237,15 +243,14 @@ def benchmark(
         wait()
         return clock() - start
 
-    cold = {name: [seconds(f) for _ in range(warmup)][0] for name, f in functions.items()}
     times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds):
+    for _ in range(warmup + rounds):
         for name, function in functions.items():
             times[name].append(seconds(function))
     result = {}
-    for name, taken in times.items():
-        low, median, high = statistics.quantiles(taken, n=4, method="inclusive")
-        result[name] = Timing(median, low, high, cold[name])
+    for name, (first, *taken) in times.items():
+        low, median, high = statistics.quantiles(taken[warmup - 1 :], n=4, method="inclusive")
+        result[name] = Timing(median, low, high, first)
     return result
 
 
@@ -273,29 +278,29 @@ def pays_off(
 
 @functools.cache
 def _has_compiler() -> bool:
-    """Whether a C++ compiler is there and accepts a program."""
-    names = [os.environ.get("CXX", ""), "g++", "clang++"]
-    path = next((found for name in names if name and (found := shutil.which(name))), None)
-    if path is None:
-        return shutil.which("cl") is not None  # Windows
+    """Whether the C++ compiler that inductor takes is there and accepts a program."""
+    usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    path = shutil.which(os.environ.get("CXX") or usual)
+    if path is None or sys.platform == "win32":
+        return path is not None
     command = [path, "-x", "c++", "-fsyntax-only", "-"]
-    program = "#include <cmath>\nint main() { return 0; }\n"
+    program = b"#include <cmath>\nint main() { return 0; }\n"
     try:
-        done = subprocess.run(command, input=program, text=True, capture_output=True, timeout=30)
+        subprocess.run(command, input=program, capture_output=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return False
-    return done.returncode == 0
+    return True
 
 
 def _without_wrapper(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     inner = prefix + "_orig_mod."
     for key in [key for key in state if key.startswith(inner)]:
-        state[prefix + key[len(inner) :]] = state.pop(key)
+        state[prefix + key.removeprefix(inner)] = state.pop(key)
 
 
 def _with_wrapper(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     for key in [key for key in state if key.startswith(prefix)]:
-        state[prefix + "_orig_mod." + key[len(prefix) :]] = state.pop(key)
+        state[prefix + "_orig_mod." + key.removeprefix(prefix)] = state.pop(key)
 
 
 def _graph_leaves(outputs: Sequence[Tensor]) -> list[Tensor]:
