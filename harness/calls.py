@@ -13,6 +13,7 @@ from typing import Any
 
 PACKAGE = "recsys."
 LONGEST = 40  # of one argument
+FEW = 6  # numbers of a tensor that is shown whole
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ def last_call(frame: FrameType, line: int | None = None) -> Call | None:
     for statement in statements(frame.f_code.co_filename, frame.f_code.co_firstlineno):
         if statement.lineno > line:
             break
+        if statement.lineno == line and isinstance(statement, ast.With):
+            line = statement.end_lineno or line  # it is at its head again when it ends
         for node in outermost(statement, values):
             best = node
             break
@@ -148,13 +151,27 @@ def argument(node: ast.expr, values: dict[str, Any], *, named: bool = False) -> 
 
 
 def described(value: Any) -> str | None:
-    """A short text for a tensor ("[4, 8]", with its dtype if unusual) or a plain value."""
+    """A plain value, a tensor of a few numbers, or a shape ("[4, 8]"); its dtype if unusual."""
     shape = getattr(value, "shape", None)
     if shape is not None and hasattr(value, "dtype"):
         dtype = str(value.dtype).removeprefix("torch.")
-        usual = dtype in ("float32", "int64", "bool")
-        return f"{list(shape)}" + ("" if usual else f" {dtype}")
+        unusual = "" if dtype in ("float32", "int64", "bool") else f" {dtype}"
+        return (few(value) or f"{list(shape)}") + unusual
     if value is None or isinstance(value, (bool, int, float, str)):
         text = repr(value)
         return text if len(text) <= LONGEST else None
     return None
+
+
+def few(value: Any) -> str | None:
+    """`tensor([0.5, 2, 0])`, or None for what is longer than a line's half."""
+    if len(value.shape) > 1 or sum(value.shape) > FEW:
+        return None
+    numbers = value.tolist()
+    one = not isinstance(numbers, list)
+    texts = [
+        f"{x:.6g}" if isinstance(x, float) else str(x) for x in ([numbers] if one else numbers)
+    ]
+    text = ", ".join(texts)
+    text = f"{type(value).__name__.lower()}({text if one else f'[{text}]'})"
+    return text if len(text) <= LONGEST else None

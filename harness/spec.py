@@ -20,6 +20,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ if TYPE_CHECKING:  # torch costs two seconds: a test that needs it imports it
 
 Test = TypeVar("Test", bound=Callable[..., object])
 
+SHOWN = 6  # values of a tensor in a message
 TOLERANCES = {  # dtype of the result -> (rtol, atol), unless a test says otherwise
     "float64": (1e-9, 1e-10),
     "float32": (1e-5, 1e-6),
@@ -549,8 +551,10 @@ def compare(
         text += f" (rtol {rtol:g}, atol {atol:g})"
         if bad.dim() and worst != first:
             text += f", worst at {list(worst)}"
-        more.append(("differs", text))
-    wrong(values_text(actual), values_text(wanted), *more)
+        if not math.isnan(gap):
+            more.append(("differs", text))
+    start = place_of(first, bad.shape) if bad.dim() else 0
+    wrong(values_text(actual, start), values_text(wanted, start), *more)
 
 
 def call_of(call: str | None) -> Call | None:
@@ -562,7 +566,8 @@ def call_of(call: str | None) -> Call | None:
         found = seen(frame)  # a helper of the test may do the comparison
         frame = frame.f_back
     if call is not None:
-        return Call(call, found.name if found else call.partition("(")[0])
+        named = re.match(r"\w+(?=\()", call)
+        return Call(call, named[0] if named else found.name if found else "")
     return found
 
 
@@ -602,13 +607,23 @@ def shape_text(value: Tensor) -> str:
     return f"shape {list(value.shape)}"
 
 
-def values_text(value: Tensor) -> str:
-    """The first few values."""
-    flat = value.detach().flatten()[:6].cpu()
+def place_of(index: tuple[int, ...], shape: Sequence[int]) -> int:
+    """Where to begin so that the value at `index` is seen: its row if that is short."""
+    flat = 0
+    for i, size in zip(index, shape, strict=True):
+        flat = flat * size + i
+    row = flat - index[-1]
+    return 0 if flat < SHOWN else row if index[-1] < SHOWN else flat
+
+
+def values_text(value: Tensor, start: int = 0) -> str:
+    """A few values, from the flat place `start` on."""
+    flat = value.detach().flatten()[start : start + SHOWN].cpu()
     shown = ", ".join(number(each) for each in flat)
     if value.dim() == 0:
         return shown
-    return f"[{shown}{', ...' if value.numel() > 6 else ''}] of shape {list(value.shape)}"
+    before, after = "..., " * (start > 0), ", ..." * (start + SHOWN < value.numel())
+    return f"[{before}{shown}{after}] of shape {list(value.shape)}"
 
 
 def plain(value: Any) -> str:

@@ -325,7 +325,6 @@ def weights_that_cancel():
     table = table_of(irregular(7, 3))
     weights = torch.tensor([0.5, -0.5, 0.0, 0.0, 1.5, 0.7], dtype=torch.float64)
     weights.requires_grad_()
-    weights = torch.tensor([0.5, -0.5, 0.0, 0.0, 1.5], dtype=torch.float64, requires_grad=True)
     values, offsets = torch.tensor([1, 4, 3, 3, 5, 6]), torch.tensor([0, 2, 4])
     return seen(table, table.bag(values, offsets, mode="mean", weights=weights), weights)
 
@@ -338,6 +337,53 @@ def weights_small_or_negative():
     weights.requires_grad_()
     values, offsets = torch.tensor([1, 4, 3, 5, 2, 6]), torch.tensor([0, 2, 4])
     return seen(table, table.bag(values, offsets, mode="mean", weights=weights), weights)
+
+
+@probe
+def weights_tiny():
+    """A bag whose weights add up to much less than 1e-6."""
+    table = table_of(irregular(7, 3))
+    weights = torch.tensor([1e-10, 3e-10, 2e-10], dtype=torch.float64)
+    return table.bag(torch.tensor([1, 4, 3]), torch.tensor([0, 2]), mode="mean", weights=weights)
+
+
+@probe
+def filled_anew():
+    """The same tensors with other contents, and what is left in them."""
+    table = table_of(irregular(7, 3), padding_idx=5)
+    values, offsets = torch.tensor([1, 5, 4, 3]), torch.tensor([0, 1])
+    weights = torch.tensor([0.5, 1.0, 2.0, 0.25], dtype=torch.float64)
+    ways = ({"mode": "sum"}, {"mode": "mean"}, {"mode": "max"})
+    ways += ({"mode": "sum", "weights": weights}, {"mode": "mean", "weights": weights})
+    for options in ways:
+        table.bag(values, offsets, **options)
+    left = {"values": values.clone(), "offsets": offsets.clone()}
+    offsets[1] = 3
+    values.copy_(torch.tensor([1, 5, 4, 3]))
+    return left | {str(i): table.bag(values, offsets, **o)[0] for i, o in enumerate(ways)}
+
+
+@probe
+def cost_in_half():
+    """How large the largest tensor is beside the table, in bfloat16."""
+    table = embedding.EmbeddingTable(4000, 32, dtype=torch.bfloat16)
+    values, offsets = torch.arange(1, 9), torch.tensor([0, 3])
+    found = {}
+    for mode in ("sum", "mean", "max"):
+        cost = count(lambda m=mode: table.bag(values, offsets, mode=m))
+        found[mode] = int(cost.largest_bytes > 4000 * 32)
+    return found
+
+
+@probe
+def nothing_to_pool():
+    """What is refused even where there is no value."""
+    table = table_of(irregular(7, 3))
+    none, zero = torch.zeros(0, dtype=torch.int64), torch.tensor([0])
+    return {
+        "mode": refused(outcome(lambda: table.bag(none, zero, mode="median"))),
+        "weights": refused(outcome(lambda: table.bag(none, zero, weights=torch.ones(2)))),
+    }
 
 
 @probe

@@ -9,9 +9,9 @@ embedding = learner("models.embedding")
 WAYS = ("lookup", "sum", "mean", "max", "weighted sum", "weighted mean")
 
 
-def make(rows, width, bags, length, place):
+def make(rows, width, bags, length, place, dtype=torch.float32):
     """A table, and bags of equal length."""
-    table = embedding.EmbeddingTable(rows, width, device=place)
+    table = embedding.EmbeddingTable(rows, width, device=place, dtype=dtype)
     number = torch.arange(bags * length, device=place)
     values, offsets = 1 + number * 7 % (rows - 1), number[::length].contiguous()
     return table, values, offsets, (0.5 + 0.1 * (number % 7)).requires_grad_()
@@ -59,11 +59,13 @@ def test_cost():
         for bags, grown in ((64, more_bags), (3, longer_bags)):
             call = words(192, bags, way) + ".sum().backward()"
             assert_scales(grown, (8, 64), allowance=8, call=call)
-    for rows, width, bags, length, most, why in (
-        (20_000, 32, 5, 16, 20_000 * 32 * 2, "half of the table"),
-        (50, 4, 800, 2, 800 * 2 * 4 * 128, "32 times the rows that are looked up"),
+    half, float32 = torch.bfloat16, torch.float32
+    for rows, width, bags, length, dtype, most, why in (
+        (20_000, 32, 5, 16, float32, 20_000 * 32 * 2, "half of the table"),
+        (20_000, 32, 5, 16, half, 20_000 * 32, "half of the table, which is in bfloat16"),
+        (50, 4, 800, 2, float32, 800 * 2 * 4 * 128, "32 times the rows that are looked up"),
     ):
-        inputs = make(rows, width, bags, length, device())
+        inputs = make(rows, width, bags, length, device(), dtype)
         for way in WAYS:
             call = f"{words(bags * length, bags, way)}, table [{rows}, {width}]"
             assert_budget(lambda i=inputs, w=way: use(*i, w), largest=most, why=why, call=call)

@@ -75,7 +75,8 @@ def test_cost():
         "What is made inside has to be where the inputs are, and the host never looks at a value.",
         "torch.arange and torch.eye make theirs on the CPU unless you say where. An if on a "
         "tensor, .item() and an index by a boolean mask wait for the GPU.",
-        "device=user.device; masked_fill and torch.where decide on the device.",
+        "device=user.device, for what is kept between calls too; masked_fill and torch.where "
+        "decide on the device.",
     ]
 )
 def test_on_a_gpu():
@@ -105,7 +106,7 @@ def test_on_a_gpu():
             place = run.cost.sync_places[0]
             fail(
                 call=call,
-                came_back=f"the host waits: {', '.join(run.cost.syncs[:4])}",
+                came_back=f"the host waits for the device's value: {', '.join(run.cost.syncs[:4])}",
                 expected="nothing is read back to the host",
                 more=place.facts() if place else (),
             )

@@ -102,14 +102,13 @@ def assert_gradients(loss, expected, inputs, *, what="", **tolerance):
         isinstance(loss, torch.Tensor) and loss.requires_grad,
         "a tensor that can be differentiated (no .item(), no detach, no no_grad)",
         came_back=loss,
-        call="loss.backward()",
     )
     found = torch.autograd.grad(loss, list(inputs.values()), allow_unused=True)
     for (name, value), grad in zip(inputs.items(), found, strict=True):
         of = f"gradient of the loss with respect to {name}{what and ', '}{what}"
         if grad is None:
-            fail(expected="a gradient", came_back="none at all", call="loss.backward()", what=of)
-        assert_close(grad, expected[name], like=value, call="loss.backward()", what=of, **tolerance)
+            fail(expected="a gradient", came_back="none at all", what=of)
+        assert_close(grad, expected[name], like=value, what=of, **tolerance)
 
 
 def assert_golden(case):

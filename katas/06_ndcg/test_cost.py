@@ -101,7 +101,7 @@ def test_cost():
     for call, function in calls(6, 800, device()):
         refuse_larger(call, function, 6 * 800 * 8 * 32, "32 times the scores")
     call, function = ranking(256, 200, 4, device())
-    refuse_larger(call, function, 256 * 200 * 4 // 2, "half the scores of all users")
+    refuse_larger(call, function, 256 * 200 // 2, "nothing of (num_users, N), not of bools either")
     few_chunks_at_a_time()
     stays_on_its_device()
 

@@ -1,6 +1,7 @@
 """What ranking metrics and the full-ranking evaluation must do (kata 06)."""
 
 import math
+import sys
 
 import torch
 
@@ -108,17 +109,15 @@ class unchanged:  # noqa: N801
     """`with unchanged(scores): ...` holds that the inputs stay as they are."""
 
     def __init__(self, *inputs):
-        self.inputs = [(each, each.clone()) for each in inputs]
+        names = {id(value): name for name, value in sys._getframe(1).f_locals.items()}
+        self.inputs = [(names.get(id(each), "an input"), each, each.clone()) for each in inputs]
 
     def __enter__(self):
         return self
 
     def __exit__(self, kind, error, trace):
-        for now, before in self.inputs if kind is None else ():
-            same = torch.equal(now.isnan(), before.isnan())
-            same = same and torch.equal(now.nan_to_num(1.5), before.nan_to_num(1.5))
-            check(same, f"inputs that stay as they are: {before.tolist()}", came_back=now,
-                  what="the tensors that were given")  # fmt: skip
+        for name, now, before in self.inputs if kind is None else ():
+            assert_close(now, before, rtol=0, atol=0, what=f"{name}, as it is after the call")
 
 
 # --- the order that a user sees -------------------------------------------------------------------
@@ -252,10 +251,13 @@ def test_hit_rate_mrr_and_recall():
         value = metrics.recall_at_k(scores, relevance, k, capped=True)
         assert_close(value, exact(capped), rtol=1e-6, what="2, 4, 0 relevant items")
     late = tensor([[0, 0, 0, 0.5, 0, 0]]), tensor([[6, 5, 4, 3, 2, 1.0]])
-    for name in ("hit_rate", "mrr", "recall", "recall capped"):
+    for name, found in (("hit_rate", 1), ("mrr", 1 / 4), ("recall", 1), ("recall capped", 1)):
         value = measured(name, late[1], late[0], 3)
         assert_close(value, exact([0.0]), call=call(name, late[1], 3),
                      what="the relevant item is on place 4: a miss is 0, not NaN")  # fmt: skip
+        value = measured(name, late[1], late[0], 4)
+        assert_close(value, exact([found]), call=call(name, late[1], 4), rtol=1e-6,
+                     what="the one relevant item, grade 0.5, is on place 4")  # fmt: skip
 
 
 @rung(
@@ -314,6 +316,11 @@ def test_ndcg_of_grades():
         value = metrics.ndcg_at_k(tensor([[4, 3, 2, 1.0]]), great, 3, gain=gain)
         wanted = dcg([9, 0, 12], gain) / dcg([12, 9, 1], gain)
         assert_close(value, exact([wanted]), rtol=1e-6, what="grades 9, 0, 12, 1 as uint8")
+
+    huge = tensor([[130, 1, 129, 0.0]])  # 2 ** 130 is beyond float32
+    value = metrics.ndcg_at_k(tensor([[1, 3, 2, 4.0]]), huge, 3, gain="exponential")
+    wanted = dcg([0, 1, 129], "exponential") / dcg([130, 129, 1], "exponential")
+    assert_close(value, exact([wanted]), rtol=1e-6, what="grades 130, 1, 129, 0")
 
     def misspelt():
         return metrics.ndcg_at_k(scores, relevance, 2, gain="squared")

@@ -49,8 +49,9 @@ def ndcg_at_k(scores: Tensor, relevance: Tensor, k: int, *, gain: str = "linear"
         scores, relevance: (U, N) as in :func:`ranked_relevance`. k: at least 1; N if larger.
 
     Returns:
-        (U,) float64, from 0 to 1; NaN for a user without any relevant item, whose NDCG is not
-        defined: leave them out of a mean (:func:`mean_over_users`).
+        (U,) float64, from 0 to 1 (exponential: for grades below 1000); NaN for a user without any
+        relevant item, whose NDCG is not defined: leave them out of a mean
+        (:func:`mean_over_users`).
 
     Raises:
         ValueError: an unknown gain, or as in :func:`ranked_relevance`.
@@ -142,8 +143,8 @@ def full_ranking(
     Args:
         score_fn: ``score_fn(users)``, (b,) int64 user indices to (b, N) scores of any number type,
             compared as float32; the tensor that it returns is not changed.
-        num_users: at least 1; the users are ``0 .. num_users - 1``.
-        seen: ``(items, offsets)`` on the device of the scores: user u has seen
+        num_users: at least 1; the users are ``0 .. num_users - 1``. chunk_size: at least 1.
+        seen: ``(items, offsets)``, int64, on the device of the scores: user u has seen
             ``items[offsets[u] : offsets[u + 1]]`` (perhaps none, perhaps one twice), offsets of
             (num_users + 1,).
         k: length of the lists, at least 1; N if larger.
@@ -170,7 +171,8 @@ def list_metrics(
     may go on beyond the list. (A target alone in the last place is found; for a list longer than
     the cut that makes no difference.) NaN counts as minus infinity, and a target with that score
     is not found. With one relevant item, recall is the hit rate and the ideal DCG is 1. A target
-    that a list repeats counts once, at its best score.
+    that a list repeats is found once, at its best score (whether its repeats are places of their
+    own is left open: :func:`full_ranking` repeats nothing).
 
     Args:
         items: (U, K) item indices, best first, -1 for no item. scores: (U, K), falling.
@@ -209,7 +211,7 @@ def normalized_entropy(logits: Tensor, labels: Tensor) -> float:
     ``NE = mean(logloss(logits, labels)) / -(p ln p + (1 - p) ln(1 - p))``, p the mean label.
 
     Args:
-        logits: (N,), before the sigmoid. labels: (N,), 0 or 1.
+        logits: (N,), before the sigmoid, finite. labels: (N,), 0 or 1.
 
     Returns:
         At least 0; NaN if there is only one class.

@@ -33,8 +33,8 @@ def in_batch_softmax_loss(
       a second positive either. Every row keeps its own term. Identity is a matter of ids, never
       of vectors, and no id is special. Without ``item_ids`` all rows are candidates.
     - **Weights**: ``sample_weight`` is w, default 1 for each row. Only their ratios matter, however
-      small they all are; if they add up to 0 the result is 0 (with zero gradients). A row of
-      weight 0 is still a candidate of the others.
+      small they all are (as long as float32 holds them); if they add up to 0 the result is 0 (with
+      zero gradients). A row of weight 0 is still a candidate of the others.
     - **Symmetric form**: the mean of the above and of the same loss with users as the candidates
       of an item: ``s'[j, i] = <user[i], item[j]> / temperature`` over the same C, with the same
       weights. There the candidates are users, so logQ, a property of items, has no part in it.
@@ -61,7 +61,7 @@ def in_batch_softmax_loss(
         A 0-dim tensor that can be differentiated; 0 for B = 1.
 
     Raises:
-        ValueError: shapes that do not fit, an empty batch, a temperature (if a number) not above 0.
+        ValueError: shapes that do not fit, an empty batch, a temperature (a number) of 0 or less.
 
     Source: Yi et al. 2019, "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item
     Recommendations", equations 3 to 5; symmetric form: Radford et al. 2021 (CLIP), figure 3.
@@ -94,6 +94,6 @@ def full_softmax_loss(
         A 0-dim tensor; precision, gradients and cost as for :func:`in_batch_softmax_loss`.
 
     Raises:
-        ValueError: shapes that do not fit, an empty batch, a temperature (if a number) not above 0.
+        ValueError: shapes that do not fit, an empty batch, a temperature (a number) of 0 or less.
     """
     raise NotImplementedError("kata 03: write full_softmax_loss in src/recsys/training/losses.py")

@@ -124,11 +124,11 @@ class EmbeddingTable(nn.Module):
         - ``"sum"``: sum_i w_i e_i
         - ``"mean"``: sum_i w_i e_i / sum_i w_i (w_i = 1 without weights: the plain mean)
         - ``"max"``: element-wise maximum over the entries, with the gradient to the row that has
-          it, once however often it is there; takes no weights
+          it, once however often it is there (rows that tie may share it); takes no weights
 
         A bag without entries gives zeros and no gradient, and so does a mean whose weights add up
-        to 0. A bag depends on its own entries only. Sums are taken in float32 at least: in
-        bfloat16, 256 + 1 is 256.
+        to 0 exactly; by a small sum is divided. A bag depends on its own entries only. Sums over a
+        bag are taken in float32 at least: in bfloat16, 256 + 1 is 256.
 
         Args:
             values: (N,) int64 or int32 ids, bag after bag; not changed.
