@@ -325,7 +325,6 @@ def test_one_graph_or_more():
 
     x = draw(5, 7)
     for name, function, breaks in [
-        ("three layers", network(), 0),
         ("a choice by arithmetic", Arithmetic(), 0),
         ("a branch on a value", Scaled(), 1),
         ("indexing by a mask", Masked(), 1),
@@ -361,9 +360,8 @@ def test_recompilation_is_seen():
 
     for name, function, inputs, options, graphs, recompiles, breaks in [
         ("one size and three rates in tensors", times, rates, {}, 1, 0, 0),
-        ("4, 6 and 9 rows", times, sizes, {}, 2, 1, 0),
         ("4, 6, 9 and 1 rows", times, [*sizes, (draw(1, 7),)], {}, 3, 2, 0),
-        ("4, 6 and 9 rows, dynamic=True", times, sizes, {"dynamic": True}, 1, 0, 0),
+        ("4 and 6 rows, dynamic=True", times, sizes[:2], {"dynamic": True}, 1, 0, 0),
         ("4, 6 and 9 rows, dynamic=False", times, sizes, {"dynamic": False}, 3, 2, 0),
         ("a counter in the module, three calls", Counting(), counts, {}, 3, 2, 0),
         ("a print, two sizes, dynamic=False", Printing(), sizes[1:], {"dynamic": False}, 4, 2, 2),
@@ -391,14 +389,13 @@ def test_a_count_starts_clean():
     x, broken = draw(5, 7), Scaled()
     compiled.count_graphs(broken, [(x,)])
     torch.compile(broken, backend="eager")(x)
-    model, backend = network(), Backend()
+    model, backend = Arithmetic(), Backend()
     fast = torch.compile(model, backend=backend)
     fast(x)
     for name, function, breaks in [
         ("the same model again", broken, 1),
-        ("a model that was compiled elsewhere", model, 0),
-        ("a compiled model", fast, 0),
-        ("one compiled with fullgraph", torch.compile(broken, backend="eager", fullgraph=True), 1),
+        ("one that was compiled elsewhere", model, 0),
+        ("a compiled model", torch.compile(broken, backend="eager", fullgraph=True), 1),
         ("a compiled function", torch.compile(lambda x: x.relu() * 3, backend="eager"), 0),
         ("compile_model's result", compiled.compile_model(model, backend=Backend()), 0),
     ]:
@@ -701,7 +698,8 @@ def test_warm_up():
         if torch.is_grad_enabled():
             weight = Spy.apply(weight, gradients)
         time.sleep(0.01)
-        return {"two": [2 * (batch["x"] @ weight.T), weight.detach()], "count": count}
+        out = batch["x"] @ weight.T
+        return {"two": [2 * out, weight.detach()], "three": 3 * out, "count": count}
 
     for grad in (False, True):
         for each in (sizes, modes):
@@ -717,7 +715,7 @@ def test_warm_up():
               came_back=seconds)  # fmt: skip
         check(bool(gradients) == grad, "a backward pass if grad=True, and only then",
               came_back=f"{len(gradients)} backward passes with grad={grad}")  # fmt: skip
-    expected = [2 * each.detach().sum(0).expand(11, 7) for each in (x, y)]
+    expected = [5 * each.detach().sum(0).expand(11, 7) for each in (x, y)]
     for wanted in expected:
         nearest = min(gradients, key=lambda got: (got - wanted).abs().max())
         assert_close(nearest, wanted, what="gradient of a weight from the sum of the outputs")
