@@ -217,20 +217,25 @@ def counted_with_a_history():
     torch.compile(printing, backend="eager")(x)
     whole = torch.compile(printing, backend="eager", fullgraph=True)
     function = torch.compile(triple, backend="eager")
+    sizes = [(x,), (numbers(6, 3),)]
+    for each in sizes:
+        function(*each)
     modes = []
 
     def mode(x):
         modes.append(int(torch.is_grad_enabled()))
         return x * 2
 
+    found = told(compiled.count_graphs(triple, sizes))
     with torch.no_grad():
         compiled.count_graphs(mode, [(x,)])
     compiled.count_graphs(mode, [(x,)])
     return {
+        "sizes": found,
         "seen": told(compiled.count_graphs(printing, [(x,)])),
         "whole": told(compiled.count_graphs(whole, [(x,)])),
         "function": told(compiled.count_graphs(function, [(x,)])),
-        "modes": modes,
+        "modes": modes[:2],
     }
 
 

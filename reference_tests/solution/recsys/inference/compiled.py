@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -280,10 +279,8 @@ def pays_off(
 def _has_compiler() -> bool:
     """Whether the C++ compiler that inductor takes is there and accepts a program."""
     usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
-    path = shutil.which(os.environ.get("CXX") or usual)
-    if path is None or sys.platform == "win32":
-        return path is not None
-    command = [path, "-x", "c++", "-fsyntax-only", "-"]
+    asked = ["/help"] if sys.platform == "win32" else ["-x", "c++", "-fsyntax-only", "-"]
+    command = [os.environ.get("CXX") or usual, *asked]
     program = b"#include <cmath>\nint main() { return 0; }\n"
     try:
         subprocess.run(command, input=program, capture_output=True, timeout=30, check=True)
