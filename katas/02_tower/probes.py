@@ -251,7 +251,21 @@ def in_float64():
     """dtype and values of a float64 tower on float32 columns."""
     made, _, _ = make([AGE, YEAR], 0.3)
     batch = {**batch_of([AGE, YEAR]), "year": integers([[0.5, -1.25], [2.0, 0.75], [0.0, 3.5]])}
-    return {"kind": outcome(lambda: made(batch)), "dtype": str(made(batch_of([AGE, YEAR])).dtype)}
+    fine = batch_of([AGE, YEAR])
+    rough = {**fine, "year": fine["year"].float().double() + 1e-9}
+    digits = not torch.equal(made(rough), made({**rough, "year": rough["year"].float().double()}))
+    kind, dtype = outcome(lambda: made(batch)), str(made(fine).dtype)
+    return {"kind": kind, "dtype": dtype, "digits": digits}
+
+
+@probe
+def hollow_column():
+    """A column with NaN, after the call."""
+    made, _, _ = make([AGE, YEAR], 0.3)
+    batch = {**batch_of([AGE, YEAR]), "year": torch.tensor([[0.5, -1.25], [float("nan"), 0.75]])}
+    batch = {**batch, "year": batch["year"].double(), "age": batch["age"][:2]}
+    made(batch)
+    return batch["year"]
 
 
 # --- history, its places --------------------------------------------------------------------------

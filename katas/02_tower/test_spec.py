@@ -281,7 +281,9 @@ def test_history_places():
         moves = [g is not None and float(g.abs().max()) > 1e-5 for g in (alone, many)]
         places += [parameter] if moves == [False, True] else []
     count = sum(parameter.numel() for parameter in places)
-    words = f"{PLACES} learned weights, one for each place"
+    words = f"{PLACES} weights that are learned, one for each place"
+    if not count and any(parameter.numel() == PLACES for parameter in own):
+        words += ": moving one has to move the mean (is a part of it detached?)"
     check(count == PLACES, words, came_back=count, call=f"Tower(..., max_history={PLACES})")
     fill(places, 0.0)
     mean = shares_of(model, full).detach() - torch.eye(PLACES)[0]
@@ -514,6 +516,11 @@ def test_columns():
         assert_close(model(given), out.detach(), what=what, rtol=0, atol=1e-6)
     views = {name: torch.stack([column, column], -1)[..., 0] for name, column in batch.items()}
     assert_close(model(views), out.detach(), what="columns that are not contiguous", rtol=1e-4)
+    hollow = {**batch, "year": batch["year"].clone()}
+    hollow["year"][1] = float("nan")
+    left = hollow["year"].clone()
+    model(hollow)
+    assert_close(hollow["year"], left, rtol=0, atol=0, what="column year, after the call")
     for into in (torch.float32, torch.float64):
         model = model.to(into)
         for dtype in (torch.float32, torch.float64):
@@ -521,6 +528,10 @@ def test_columns():
             got = model(floats)
             what = f"{dtype} columns in a tower of {into}".replace("torch.", "")
             assert_close(got, out.detach().to(into), rtol=1e-4, atol=1e-5, what=what)
+    fine = batch["year"].double() + 1e-9  # more digits than float32 holds
+    outs = [model({**batch, "year": x}) for x in (fine, fine.float().double())]
+    words = "another output: a float64 tower sees all digits of a float64 column"
+    check(not torch.equal(*outs), words, what="column year, all its digits or those of float32")
     model = model.float()
     for name in batch:
         rest = {other: column for other, column in batch.items() if other != name}

@@ -469,6 +469,21 @@ def dtypes_of_losses():
 
 
 @probe
+def half_beside_large():
+    """float16 logits beside labels and weights that float16 cannot hold; tiny weights too."""
+    z = t([[0.375, -1.25, 2.5], [0.125, 0.5, -0.75]])
+    large, y = t([1e5, 1.0, 3e5]).float(), t([0.301, 0.7777, 1.0]).float()
+    lists = torch.stack([large, y])
+    losses = {
+        "weights": ranking.binary_loss(z[0].half(), y, sample_weight=large),
+        "labels": ranking.binary_loss(z[0].half(), y),
+        "lists": ranking.listwise_loss(z.half(), lists),
+        "tiny": ranking.binary_loss(z[0], y, sample_weight=1e-14 * large.double()),
+    }
+    return {name: round(float(loss), 5) for name, loss in losses.items()}
+
+
+@probe
 def refused_losses():
     """What happens to shapes that differ, and to empty ones."""
     shapes = {

@@ -431,7 +431,7 @@ def test_padding_and_missing_text():
             if grad is not None and bool(grad.count_nonzero())
         }
         text = f"{text}: numbers of a parameter that have a gradient"
-        expected = "one: the bias of the logit (or two, of two parts that are added)"
+        expected = "that of the logit's bias alone (two, if two parts are added)"
         check(sum(moving.values()) <= 2, expected, came_back=moving, what=text)
 
 
@@ -506,11 +506,13 @@ def test_sizes():
         assert_equal(size_of([("one", kind, 6)], **plain), size, what=what, call="RankingModel")
     alone = size_of([("a", "id", 9, "t"), ("b", "history", 9, "u")], **plain)
     shared = size_of([("a", "id", 9, "t"), ("b", "history", 9, "t")], **plain)
-    grows("parameters saved when id and history name one table of 9 rows", 27, shared, alone)
+    what = "parameters fewer than with a table each: id and history name one of 9 rows"
+    grows(what, 27, shared, alone)
     own = size_of([("a", "id", 9), ("b", "history", 9)], **plain)
-    grows("parameters that two features of 9 rows save by naming no table", 0, own, alone)
+    grows("parameters fewer than with a table each, where two features name none", 0, own, alone)
     named = size_of([("a", "id", 9), ("b", "history", 9, "a")], **plain)
-    grows("parameters saved where a history names the table of the feature 'a'", 27, named, own)
+    what = "parameters fewer than with a table each: a history names that of the feature 'a'"
+    grows(what, 27, named, own)
     # x0 of ALL is 2 + 4 * 3 = 14 wide
     for rank, by in ((None, 14 * 14 + 14), (2, 2 * 14 * 2 + 14)):
         sizes = [size_of(ALL, **{**plain, "num_cross_layers": n, "rank": rank}) for n in (1, 2)]
@@ -761,6 +763,18 @@ def test_binary_loss():
         loss = ranking.binary_loss(logits, labels, sample_weight=sample_weight)
         expected = weight @ (np.logaddexp(0, z) - y * z) / weight.sum()
         assert_scalar(loss, expected, what=f"weights that sum to {0.08 * scale:g}", rtol=digits)
+    for scale in (1e-9, 1e9):
+        loss = ranking.binary_loss(logits, labels, sample_weight=constant(scale * weight))
+        expected = weight @ (np.logaddexp(0, z) - y * z) / weight.sum()
+        assert_scalar(loss, expected, what=f"the same weights times {scale:g}", rtol=1e-5)
+    half, large = constant(draw(3, 3), torch.float16), constant([1e5, 1.0, 3e5])
+    z, w = arrays(z=half, w=large).values()
+    loss = ranking.binary_loss(half, labels[:3], sample_weight=large)
+    expected = w @ (np.logaddexp(0, z) - np.array([1.0, 0, 0]) * z) / w.sum()
+    assert_scalar(loss, expected, what="float16 logits, float32 weights up to 3e5", **FLOAT32)
+    loss = ranking.binary_loss(half, constant([0.301, 0.7777, 1.0]))
+    expected = (np.logaddexp(0, z) - np.array([0.301, 0.7777, 1.0]) * z).mean()
+    assert_scalar(loss, expected, what="float16 logits, labels .301, .7777, 1", **FLOAT32)
     sample_weight = torch.zeros(5, device=device())
     loss = ranking.binary_loss(logits, labels, sample_weight=sample_weight)
     assert_scalar(loss, 0.0, what="all weights are 0")
@@ -839,6 +853,11 @@ def test_listwise_loss():
         slope = [[slopes[0] * grad, 0, -slopes[0] * grad, 0], [0.0] * 4, [0.0] * 4]
         call = "loss.backward()"
         assert_gradients(loss, {"logits": slope}, {"logits": logits}, call=f"{call}, {text}")
+    half, large = constant(draw(4, 2, 3), torch.float16), constant([[1e5, 0, 3e5], [0.301, 1, 0]])
+    z, y = arrays(z=half, y=large).values()
+    expected = (np.log(np.exp(z).sum(1)) - (y * z).sum(1) / y.sum(1)).mean()
+    loss = ranking.listwise_loss(half, large)
+    assert_scalar(loss, expected, what="float16 logits, float32 labels up to 3e5", **FLOAT32)
     for seed, (rows, candidates) in enumerate(((1, 1), (1, 4), (6, 3))):
         for dtype, label_dtype in (
             (torch.float32, torch.float64),

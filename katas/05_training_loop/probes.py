@@ -1,5 +1,6 @@
 """What the diagnosis asks the training loop (kata 05)."""
 
+import builtins
 import math
 import os
 import re
@@ -804,3 +805,52 @@ def resumed_with_another_rate():
         except ValueError:
             return "refused"
         return {"steps": len(made.inside), **made.outcome()}
+
+
+# --- beside the model, beside the checkpoint, in another process ----------------------------------
+
+
+@probe
+def held_by_the_optimizer_alone():
+    """A parameter of no model, with an old gradient, after a step."""
+    beside = torch.nn.Parameter(torch.tensor([2.0, -1.0], dtype=torch.float64))
+    beside.grad = torch.tensor([30.0, 70.0], dtype=torch.float64)
+    model = torch.nn.Linear(2, 1).double()
+    rows = {"x": torch.tensor([[0.5, -1.5], [2.0, 0.25]], dtype=torch.float64)}
+    weight = torch.tensor([1.0, 3.0], dtype=torch.float64)
+    optimizer = torch.optim.SGD([beside, *model.parameters()], lr=0.1)
+    loop.train_step(model, lambda m, b: (beside * weight).sum() + 0 * m(b["x"]).sum(), optimizer,
+                    [rows])  # fmt: skip
+    return beside
+
+
+@probe
+def another_process():
+    """Whether the order is that of a process whose hash() is salted otherwise."""
+    salted = builtins.hash
+    orders = []
+    for key in ("one", "another"):
+        with mock.patch.object(builtins, "hash", lambda x, key=key: salted((key, x))):
+            batches = loop.index_batches(50, 10, seed=3, epoch=1)
+            orders.append(torch.cat(list(batches)).tolist())
+    return {"same": orders[0] == orders[1]}
+
+
+@probe
+def where_it_is_written_first():
+    """From which folder the checkpoint is moved to its name."""
+    moved = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder).resolve() / "run.pt"
+
+        def watched(real):
+            def move(source, target, *args, **options):
+                moved.append(Path(source).resolve().is_relative_to(path.parent))
+                return real(source, target, *args, **options)
+
+            return move
+
+        replace = mock.patch.object(os, "replace", watched(os.replace))
+        with replace, mock.patch.object(os, "rename", watched(os.rename)):
+            loop.save_checkpoint(path, {"epoch": 1})
+    return {"beside": all(moved)}

@@ -1,5 +1,6 @@
 """What the training loop must do (kata 05)."""
 
+import builtins
 import functools
 import math
 import os
@@ -8,9 +9,11 @@ import signal
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from harness.spec import (
     assert_close,
@@ -125,8 +128,17 @@ def test_one_step():
         return regression_loss(model, batch)
 
     model.eval()
-    loop.train_step(model, loss_fn, sgd(model, 0.01), [batch])
+    beside = nn.Parameter(tensor([2.0]))  # held by the optimizer alone, as a loss's temperature
+
+    def beside_loss(model, batch):
+        return beside.sum() + loss_fn(model, batch)
+
+    beside.grad = tensor([100.0])
+    params = [*(p for p in model.parameters() if p.requires_grad), beside]
+    loop.train_step(model, beside_loss, torch.optim.SGD(params, lr=0.01), [batch])
     assert_moved(model, before, grads, 0.01, what="a step with gradients of 100 left over before")
+    what = "a parameter that only the optimizer holds, gradient 1, after such a step"
+    assert_close(beside.detach(), tensor([1.99]), call="train_step, optimizer SGD", what=what)
     check(modes + [model.training] == [False, False], "a model in evaluation mode stays in it",
           came_back=modes + [model.training])  # fmt: skip
     expect_error(lambda: loop.train_step(model, regression_loss, optimizer, []), ValueError,
@@ -355,7 +367,7 @@ def test_optimizer():
         "off what does not fill a batch; split.",
     ]
 )
-def test_index_batches():
+def test_index_batches(monkeypatch):
     """Full batches of a permutation that seed and epoch alone decide, the rest dropped."""
 
     def batches(n, size, seed=3, epoch=0):
@@ -385,6 +397,12 @@ def test_index_batches():
     again, first = torch.cat(batches(100, 10)).tolist(), torch.cat(orders[3, 0]).tolist()
     check(again == first, "the same order for the same seed and epoch, whatever torch.manual_seed "
           f"was: {first[:6]} ...", came_back=again)  # fmt: skip
+    salted = builtins.hash
+    monkeypatch.setattr(builtins, "hash", lambda key: salted(("another process", key)))
+    again = torch.cat(batches(100, 10)).tolist()
+    monkeypatch.undo()
+    check(again == first, f"the same order in another process: {first[:6]} ...", came_back=again,
+          what="with hash() as under another PYTHONHASHSEED")  # fmt: skip
     orders["unshuffled"] = torch.arange(100).split(10)
     told = {(3, 0): "seed 3, epoch 0", (3, 1): "seed 3, epoch 1", (7, 0): "seed 7, epoch 0",
             "unshuffled": "no shuffling at all"}  # fmt: skip
@@ -476,8 +494,10 @@ def test_early_stopping():
     stopping = loop.EarlyStopping(2)
     assert_scalar(stopping.best, -math.inf, call="EarlyStopping(2)", what="best before any update")
     assert_scalar(stopping.best_epoch, 0, call="EarlyStopping(2)", what="best_epoch before any")
+    follow(loop.EarlyStopping(1), [(0.5, False), (0.5, True)])  # an equal metric is not better
+    follow(loop.EarlyStopping(1), [(0.5, False), (math.nan, True)])  # and NaN never is
     script = [(0.3, False), (0.9, False), (0.5, False), (1.2, False), (1.2, False)]
-    follow(stopping, [*script, (math.nan, True)])  # an equal metric is not better, NaN never is
+    follow(stopping, [*script, (math.nan, True)])
     call = "EarlyStopping(2), metrics 0.3, 0.9, 0.5, 1.2, 1.2, NaN"
     assert_scalar(stopping.best, 1.2, call=call, what="best")
     assert_scalar(stopping.best_epoch, 4, call=call, what="best_epoch")
@@ -656,6 +676,27 @@ def flushed_while(action, path, monkeypatch):
     return (status.st_dev, status.st_ino, status.st_size, False) in flushed
 
 
+def moved_while(action, path, monkeypatch):
+    """What was moved to `path` while `action` ran, from where."""
+    moved = []
+    module = sys.modules[loop.save_checkpoint.__module__]
+    for name in ("replace", "rename", "link"):
+        real = getattr(os, name)
+
+        def stand_in(source, target, *args, real=real, **options):
+            if Path(target).resolve() == path.resolve():
+                moved.append(Path(source).resolve())
+            return real(source, target, *args, **options)
+
+        for owner in (os, module):
+            for known, value in list(vars(owner).items()):
+                if value is real:  # imported by name, perhaps
+                    monkeypatch.setattr(owner, known, stand_in)
+    action()
+    monkeypatch.undo()
+    return moved
+
+
 @rung(
     hints=[
         "The power goes while the file is half-written. What does the next run find at `path`?",
@@ -688,6 +729,11 @@ def test_killed_while_saving(tmp_path, monkeypatch):
           call="save_checkpoint over an older one")  # fmt: skip
     check(flushed_while(save, path, monkeypatch), "os.fsync of the whole new file before it gets "
           "its name: else a power cut may leave an empty one", call="save_checkpoint")  # fmt: skip
+    foreign = [str(source) for source in moved_while(save, path, monkeypatch)
+               if not source.is_relative_to(path.parent)]  # fmt: skip
+    check(not foreign, "a temporary file in the same folder: from another one, perhaps of another "
+          "file system, a move is a copy that may be cut off", call="save_checkpoint",
+          came_back=foreign)  # fmt: skip
     if not hasattr(os, "fork"):
         return  # a kill in mid-save needs fork; what was checked so far holds everywhere
     for fresh in (True, False):
@@ -707,6 +753,21 @@ def test_killed_while_saving(tmp_path, monkeypatch):
 
 
 # --- the loop -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def rates_of_steps():
+    """The learning rate of each step of any optimizer, as the step has used it."""
+    rates = []
+
+    def note(optimizer, *ignored):
+        rates.append(float(optimizer.param_groups[0]["lr"]))
+
+    hook = register_optimizer_step_post_hook(note)
+    try:
+        yield rates
+    finally:
+        hook.remove()
 
 
 def config(**changes):
@@ -744,7 +805,8 @@ def test_fit():
         calls.append((epoch, float(loss), metric))
 
     model.eval()
-    result = loop.fit(model, loss_fn, 11, make_batch, config(), on_epoch=on_epoch)
+    with rates_of_steps() as rates:
+        result = loop.fit(model, loss_fn, 11, make_batch, config(), on_epoch=on_epoch)
     check([len(index) for index in asked] == [2] * 20, "make_batch is called with 2 indices, 5 "
           "times in each of 4 epochs", came_back=[len(i) for i in asked])  # fmt: skip
     check(max(ahead) <= 3, "the batches of one step in memory, 3 at most, made when it needs them",
@@ -771,6 +833,8 @@ def test_fit():
             oracle.step()
             total += loss.item() * rows
         losses.append(total / 10)
+    for step, (rate, factor) in enumerate(zip(rates, factors, strict=False), start=1):
+        assert_scalar(rate, 0.04 * factor, rtol=1e-6, what=f"the rate of step {step} of 8")
     for epoch, (mine, wanted) in enumerate(zip(result.losses, losses, strict=False), start=1):
         assert_scalar(mine, wanted, what=f"result.losses, epoch {epoch}: mean over its 10 rows")
     for name, value in model.named_parameters():
@@ -974,8 +1038,13 @@ def test_resume(tmp_path, monkeypatch):
             found = train(str(path), seed=seed, **options)
             call = f"fit, killed in epoch {(crash + 3) // 4}, resumed (metrics {script})"
             assert_same_run(found, expected, call)
-        found = train(path, seed=78, crash=1, **options)
-        assert_same_run(found, expected, "fit, called again when the run was finished")
+        call = "fit, called again when the run was finished"
+        try:
+            found = train(path, seed=78, crash=1, **options)
+        except Killed:
+            check(False, "no training: the epochs are over, or patience is", call=call,
+                  came_back="a call of loss_fn")  # fmt: skip
+        assert_same_run(found, expected, call)
     for changes in ({"lr": 0.04}, {"epochs": 6}):
         expect_error(
             lambda changes=changes: train(path, **{**options, **changes}), ValueError,

@@ -24,8 +24,9 @@ class Feature:
         "history"    (B, L) int64, most recent first, padded with 0 behind
         "dense"      (B, size) float32
         "text"       (B, size) float32
+    name: a plain word, as the column is called.
     size: rows of the embedding table (row 0 is the padding row), or the width of dense and text.
-    table: features that name the same table share it; by default a feature has its own.
+    table: features that name the same table share it; by default it is called as the feature is.
     """
 
     name: str

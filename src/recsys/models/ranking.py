@@ -17,7 +17,7 @@ class RankingModel(nn.Module):
     =============  ==================  =========================================================
     kind           column in a batch   vector
     =============  ==================  =========================================================
-    ``dense``      (B, size) float     the numbers themselves, after a learned scale and shift
+    ``dense``      (B, size) float     the numbers themselves, each after a learned scale and shift
     ``text``       (B, size) float     linear map to ``embedding_dim``, without bias
     ``id``         (B,) int64          row of a table of width ``embedding_dim``
     ``multi_hot``  (B, L) int64        mean of rows; padding (0) is left out, none gives zeros
@@ -28,7 +28,8 @@ class RankingModel(nn.Module):
     x0, *in parallel*, or the deep part reads what the cross network gives (*stacked*). A last
     Linear makes one number of what the parts give. It is a logit: no sigmoid.
 
-    Features that name the same table share it (``feature.table or feature.name``).
+    Features that name the same table share it (``feature.table or feature.name``); a table has
+    ``feature.size`` rows, its own padding row among them.
 
     Contract: a row depends on its own features only; columns are found by name, whatever their
     order, and columns without a feature are ignored; every feature and every parameter has an
@@ -83,10 +84,11 @@ def binary_loss(
     """Binary cross-entropy of logits, stable for any size of them.
 
     ``loss[i] = log(1 + exp(z[i])) - y[i] z[i]``, computed without overflow (finite, with finite
-    gradients, for ``|z|`` of 1e4 and more); the result is ``sum w loss / sum w``, w default 1, and
-    0 if the weights are all 0. Gradients flow into the logits. Cost: a fixed number of operations
-    on B numbers, and none that has to wait for a GPU: no ``.item()``, no ``if`` on a value of a
-    tensor, no boolean index. Inputs are not changed.
+    gradients, for ``|z|`` of 1e4 and more); the result is ``sum w loss / sum w``, w default 1 (only
+    their ratios matter, however small they are), and 0 if the weights are all 0. Gradients flow
+    into the logits. Cost: a fixed number of operations on B numbers, and none that has to wait for
+    a GPU: no ``.item()``, no ``if`` on a value of a tensor, no boolean index. Inputs are not
+    changed.
 
     Args:
         logits: (B,). labels: (B,), numbers from 0 to 1. sample_weight: (B,), at least 0. The last

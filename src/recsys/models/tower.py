@@ -24,7 +24,7 @@ class Tower(nn.Module):
     ``history``    (B, L) int64        two: the recency-weighted mean of the rows, with one learned
                                        non-negative weight for each place (0 = most recent, padding
                                        left out, none gives zeros), and the row of the last item
-                                       (column 0)
+                                       (column 0; zeros if there is none)
     ``dense``      (B, size) float     linear map with a bias
     ``text``       (B, size) float     linear map of the frozen text vector, without bias: no text
                                        (all zeros) adds nothing
@@ -38,7 +38,7 @@ class Tower(nn.Module):
 
     Contract:
         - every row of the output has Euclidean norm 1, be it of length 1e-5 or 1e5 before; a zero
-          vector stays zero and finite, and so do its gradients;
+          vector stays zero, and its gradients are finite;
         - a row depends on nothing but its own features: not on the rest of the batch;
         - columns are found by name; their order in the mapping means nothing, nor do their
           strides; columns that the tower has no feature for are ignored, whatever they hold;
@@ -49,7 +49,7 @@ class Tower(nn.Module):
         - all that is learned is a parameter from the start, has a gradient and is in
           ``state_dict``; how it is called and initialised is free;
         - the output has the dtype of the parameters (``tower.double()`` computes in float64);
-          float columns of another dtype are converted to it;
+          float columns of another dtype are converted to it, at once;
         - ``eval()`` makes it deterministic; inputs and the mode are not changed;
         - cost: a forward pass takes as many operations for many rows as for few, and no memory
           that grows with the size of a table.
@@ -100,8 +100,9 @@ class TwoTower(nn.Module):
     """A user tower and an item tower whose dot product is the score.
 
     ``score(u, i) = <user_tower(u), item_tower(i)>``, a cosine. Features that name the same table
-    share it, across the towers too (a history of items and the item's own id, say); nothing else
-    is shared, features of one name included. Index 0 of every table is padding.
+    (``feature.table or feature.name``) share it, across the towers too (a history of items and the
+    item's own id, say). Nothing else is shared: linear maps of features of one name are two. Index
+    0 of every table is padding.
 
     Args:
         user_features, item_features: as for :class:`Tower`.

@@ -168,9 +168,9 @@ def index_batches(
     """Shuffled batches of example indices, made on the device.
 
     A permutation of ``0 .. num_examples - 1`` that depends on ``seed`` and ``epoch`` alone, so that
-    a resumed run sees the same batches, cut into pieces of ``batch_size``. The last, shorter piece
-    is dropped (fixed shapes; the next epoch drops others), unless it is the only one. Torch's
-    global random state is neither read nor changed.
+    a resumed run, in another process, sees the same batches, cut into pieces of ``batch_size``. The
+    last, shorter piece is dropped (fixed shapes; the next epoch drops others), unless it is the
+    only one. Torch's global random state is neither read nor changed.
 
     Returns:
         An iterator over (batch_size,) int64 tensors on ``device``.
@@ -184,7 +184,9 @@ def index_batches(
 
 
 def evaluate(model: nn.Module, metric_fn: Callable[[nn.Module], float]) -> float:
-    """``metric_fn(model)`` in evaluation mode and without gradients.
+    """``metric_fn(model)`` as a Python float, in evaluation mode and without gradients.
+
+    ``metric_fn`` may give a 0-dim tensor.
 
     Every module is in evaluation mode meanwhile (dropout off). Afterwards each is back in the mode
     it was in, and gradients are on or off as they were, also when ``metric_fn`` raises.
@@ -231,7 +233,8 @@ class EarlyStopping:
         return 0 < self.patience <= self.bad
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the following updates depend on, as tensors and plain values.
+        """Everything that the following updates depend on (patience apart or not), as tensors and
+        plain values.
 
         Later updates do not change what was returned.
         """
@@ -247,7 +250,8 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
 
     The file appears under its name only when it is complete and on disk (fsync: after a power cut
     a renamed file may be empty otherwise). Whoever kills the process at any moment finds either the
-    new checkpoint or the one before it. Missing folders are made. No other file is left behind, not
+    new checkpoint or the one before it; so it is written beside it, on the same file system, and
+    then renamed. Missing folders are made. No other file is left behind, not
     even when writing fails: that raises, and the checkpoint before stays.
     """
     path = Path(path)
@@ -290,9 +294,9 @@ def fit(
     :func:`train_step`, with the rate ``config.lr * warmup_cosine(step)``: ``step`` counts the steps
     of all epochs from 0, ``total_steps`` are those of ``config.epochs`` epochs, and the warm-up
     takes ``round(config.warmup * total_steps)``. A batch is made when its step needs it, so that
-    memory holds those of one step. Losses are read from the device once an epoch. With
-    ``metric_fn`` each epoch ends in :func:`evaluate`, :class:`EarlyStopping` decides when to stop,
-    and at the end the model holds the weights of the best epoch.
+    memory holds those of one step, not of an epoch. Losses are read from the device once an epoch.
+    With ``metric_fn`` each epoch ends in :func:`evaluate`, :class:`EarlyStopping` decides when to
+    stop, and at the end the model holds the weights of the best epoch.
 
     With ``checkpoint``, everything that the rest of the run depends on is saved there after each
     epoch, validation included: weights, optimizer, place in the schedule, torch's random state
@@ -303,10 +307,11 @@ def fit(
     Args:
         num_examples: rows in the training set. make_batch: (B,) indices to a batch of B rows.
         metric_fn: validation metric of a model, higher is better.
-        on_epoch: called as ``on_epoch(epoch, loss, metric)``, epochs from 1.
+        on_epoch: called as ``on_epoch(epoch, loss, metric)``, epochs from 1, after the validation;
+        before or after the epoch's checkpoint.
 
     Raises:
-        ValueError: no examples, or a checkpoint of another configuration.
+        ValueError: no examples, or a checkpoint of another ``config``.
         FloatingPointError: a loss that is not finite; says the epoch and the step in it, both from
             1. The checkpoint stays that of the epoch before.
     """
