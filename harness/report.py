@@ -209,7 +209,10 @@ def show(result: dict[str, Any], out: Path) -> None:
     yours = [file for file, whose in result["parts"].items() if whose == "yours"]
     total = len(result["parts"])
     print(f"\nYours: {len(yours)} of {total} parts{': ' if yours else ''}{', '.join(yours)}")
-    print(f"{result['seconds']:.0f} s. Report: {out / 'report.md'}")
+    where = out.resolve() / "report.md"
+    here = Path.cwd()
+    where = where.relative_to(here) if where.is_relative_to(here) else where
+    print(f"{result['seconds']:.0f} s. Report: {where}")
     print("Next: `./kata` shows the board and where to begin.")
 
 
