@@ -14,5 +14,6 @@ def traced(function, *rows):
 
 traced(nn.Sequential(nn.Linear(3, 2), nn.Tanh()), 4, 5)
 traced(lambda x: x.relu() if x.sum() > 0 else x, 4)
+torch._dynamo.list_backends()
 torch._dynamo.reset()
 counters.clear()

@@ -193,66 +193,56 @@ def counted():
     sizes = [(numbers(rows, 3),) for rows in (4, 6, 9)]
     counting = Counting()
     found = {
-        "sizes": told(compiled.count_graphs(triple, sizes)),
-        "dynamic": told(compiled.count_graphs(triple, sizes, dynamic=True)),
         "static": told(compiled.count_graphs(triple, sizes, dynamic=False)),
-        "counter": told(compiled.count_graphs(counting, sizes[:1] * 3)),
-        "calls": counting.step,
         "printing": told(compiled.count_graphs(Printing(), sizes[:2], dynamic=False)),
     }
     logging.disable(logging.WARNING)  # dynamo says at length that it gives up
     try:
         with torch._dynamo.config.patch(recompile_limit=2):
-            found["limit"] = told(compiled.count_graphs(Counting(), sizes[:1] * 3))
+            found["limit"] = told(compiled.count_graphs(counting, sizes[:1] * 3))
     finally:
         logging.disable(logging.NOTSET)
-    return found | {"none": code(lambda: compiled.count_graphs(triple, []), ValueError)}
+    none = code(lambda: compiled.count_graphs(triple, []), ValueError)
+    return found | {"calls": counting.step, "none": none}
 
 
 @probe
 def counted_with_a_history():
-    """After other breaks and compilations; of functions that are compiled already."""
+    """After other breaks and compilations; of a function that is compiled already."""
     x, printing = numbers(4, 3), Printing()
-    torch._dynamo.reset()
-    torch.compile(printing, backend="eager")(x)
-    whole = torch.compile(printing, backend="eager", fullgraph=True)
-    function = torch.compile(triple, backend="eager")
+    plain = Backend()
+    torch.compile(printing, backend=plain)(x)
+    whole = torch.compile(printing, backend=plain, fullgraph=True)
     sizes = [(x,), (numbers(6, 3),)]
     for each in sizes:
-        function(*each)
+        torch.compile(triple, backend=plain)(*each)
     modes = []
 
     def mode(x):
         modes.append(int(torch.is_grad_enabled()))
         return x * 2
 
-    found = told(compiled.count_graphs(triple, sizes))
-    with torch.no_grad():
-        compiled.count_graphs(mode, [(x,)])
-    compiled.count_graphs(mode, [(x,)])
     return {
-        "sizes": found,
-        "seen": told(compiled.count_graphs(printing, [(x,)])),
+        "sizes": told(compiled.count_graphs(triple, sizes)),
         "whole": told(compiled.count_graphs(whole, [(x,)])),
-        "function": told(compiled.count_graphs(function, [(x,)])),
-        "modes": modes[:2],
+        "mode": [*told(compiled.count_graphs(mode, [(x,)])), *modes],
     }
 
 
 @probe
 def left_behind():
-    """Graphs of compiled code before and after a count; what dynamo remembers; is it compiled?"""
+    """Graphs of other code after a count; what dynamo remembers; does the module stay plain?"""
     from torch._dynamo.utils import counters
 
-    x, backend, printing = numbers(4, 3), Backend(), Printing()
-    fast = torch.compile(triple, backend=backend)
-    fast(x)
-    compiled.count_graphs(printing, [(x,)])
+    backend, module = Backend(), nn.Softplus()
+    sizes = [(numbers(4, 3),), (numbers(6, 3),)]
+    compiled.count_graphs(module, sizes)
     left = sum(sum(each.values()) for each in counters.values()) > 0
-    fast(x)
+    for each in sizes:
+        torch.compile(module, backend=backend)(*each)
     torch._dynamo.reset()
     counters.clear()
-    printing(x)
+    module(*sizes[0])
     return [backend.graphs, int(left), int(bool(counters["frames"]))]
 
 
@@ -287,7 +277,7 @@ def not_one_graph():
 @probe
 def graphs_of_sizes():
     found = []
-    for dynamic in (None, True, False):
+    for dynamic in (None, True):
         backend = Backend()
         fast = compiled.compile_model(linear(), backend=backend, dynamic=dynamic)
         found.append([])

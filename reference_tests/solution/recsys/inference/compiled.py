@@ -157,8 +157,6 @@ def count_graphs(
 
     if not inputs:
         raise ValueError("counting graphs needs at least one input")
-    function = getattr(function, "_orig_mod", function)
-    function = getattr(function, "_torchdynamo_orig_callable", function)
     graphs = 0
 
     def backend(graph: torch.fx.GraphModule, example: list[Any]) -> Function:
