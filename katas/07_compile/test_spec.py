@@ -257,13 +257,16 @@ def test_rounds_are_interleaved():
     calls.clear()
     compiled.benchmark({"a": functions["a"]})
     assert_equal(len(calls), 12, what="calls of one function, by default 3 and 9")
-    one = {"f": lambda: None}
+    calls.clear()
+    one = {"a": functions["a"]}
     for name, bad in [
         ("no functions", lambda: compiled.benchmark({})),
         ("warmup=0", lambda: compiled.benchmark(one, warmup=0)),
         ("rounds=1", lambda: compiled.benchmark(one, rounds=1)),
     ]:
         expect_error(bad, ValueError, call=f"benchmark with {name}")
+        check(not calls, "refused before anything is called", came_back=f"{len(calls)} calls",
+              call=f"benchmark with {name}")  # fmt: skip
 
 
 @rung(
