@@ -93,6 +93,15 @@ def pool_broken_padding():
     return [text.pool(hidden, mask, mode) for mode in MODES]
 
 
+@probe
+def pool_broken_token():
+    """NaN of a real token, and of padding."""
+    hidden = irregular(2, 3, 2)
+    hidden[0, 1, 0] = hidden[1, 2, 1] = float("nan")
+    mask = torch.tensor([[1, 1, 0], [1, 1, 0]])
+    return {mode: text.pool(hidden, mask, mode) for mode in MODES}
+
+
 @probe(tolerance=1e-5)
 def pool_in_bfloat16():
     hidden = (irregular(1, 300, 3) + 4).to(torch.bfloat16)
@@ -235,6 +244,10 @@ def encode_frozen():
         first, second = made.encode(TEXTS[:2]), made.encode(TEXTS[:2])
         found |= {"graph": first.requires_grad, "gradients on": torch.is_grad_enabled()}
     found |= {"inference": first.is_inference(), "same twice": torch.equal(first, second)}
+    made.model.eval()
+    for module in made.model.modules():
+        module.training = isinstance(module, torch.nn.Dropout)
+    found["dropout layers alone"] = torch.equal(made.encode(TEXTS[:2]), made.encode(TEXTS[:2]))
     return found
 
 
@@ -245,6 +258,7 @@ def encode_refused():
         refused(lambda: list(made.encode("War").shape)),
         refused(lambda: made.encode(["War", None])),
         refused(lambda: made.encode(["War"], batch_size=0)),
+        with_folder(lambda f: refused(lambda: list(text.cached_embeddings(made, "War", f).shape))),
         encoder(max_length=10**6).max_length,
     ]
 
@@ -289,6 +303,10 @@ def identity():
     for options in ({"pooling": "cls"}, {"normalize": False}, {"max_length": 9}, {"name": "b"}):
         found[str(options)] = encoder(**{"name": "tiny", **options}).identity() == mine
     found["device"] = encoder(name="tiny", device="cpu:0").identity() == mine
+    made = encoder(name="tiny")
+    made.identity()
+    next(iter(made.model.parameters())).data.add_(1)
+    found["in place"] = made.identity() == mine
     return found
 
 

@@ -6,6 +6,7 @@ The oracle encodes one sentence at a time, without any padding, in float64.
 import builtins
 import copy
 import functools
+import math
 import os
 import pickle
 import shutil
@@ -214,6 +215,12 @@ def test_pool():
         vector = text.pool(square[:, :0], few[:, :0], mode)
         assert_close(vector, square[:, 0] * 0, what="texts without any column, T = 0",
                      call=f"pool(hidden[1, 0, 4], mask[1, 0], {mode!r})")  # fmt: skip
+    broken = square.clone()
+    broken[0, 0, 1] = math.nan  # of a real token: a fault of the model that should be seen
+    seen = text.pool(broken, few, "mean")[0].isnan()
+    check(seen.tolist() == [False, True, False, False], "NaN where a real token has it",
+          came_back=seen, call="pool(hidden[1, 4, 4], mask[1, 4], 'mean')",
+          what="which numbers are NaN, hidden[0, 0, 1] being NaN")  # fmt: skip
     long = torch.arange(600.0, device=device()).reshape(1, 300, 2)
     for kind in (torch.bool, torch.uint8, torch.int8, torch.int32):
         many = torch.ones(1, 300, dtype=kind, device=device())
@@ -456,6 +463,12 @@ def test_frozen():
     check(not vectors.requires_grad, "a result without a graph", came_back=vectors.grad_fn,
           call="encode(texts[9])", what="after model.requires_grad_(True)")  # fmt: skip
     check(torch.equal(encoder.encode(TITLES), vectors), "the same vectors the second time")
+    encoder.model.eval()
+    for module in encoder.model.modules():
+        module.training = isinstance(module, torch.nn.Dropout)
+    assert_close(encoder.encode(TITLES), wanted, dtype=torch.float32, **CLOSE,
+                 call="encode(texts[9])", what="after dropout.train() of the dropout layers "
+                 "alone, the model itself in eval mode")  # fmt: skip
     layer = torch.nn.Linear(64, 3)
     try:
         layer(vectors).sum().backward()
@@ -566,6 +579,12 @@ def test_identity():
         check(other not in seen, f"another identity than that of {seen.get(other)}",
               came_back=other, call=call, what=what)  # fmt: skip
         seen[other] = what
+    encoder = make_encoder(**base)
+    encoder.identity()
+    with torch.no_grad():
+        next(iter(encoder.model.parameters())).add_(1e-3)
+    check(encoder.identity() != mine, "another identity after a weight was changed in place",
+          came_back=mine, call="encoder.identity(), a second time")  # fmt: skip
 
 
 @rung(
@@ -629,6 +648,8 @@ def test_cache(tmp_path):
     assert_equal(shapes, [], call=call, what="calls of the model, after others used the folder")
     file = tmp_path / "file"
     file.write_bytes(b"no folder")
+    expect_error(lambda: text.cached_embeddings(encoder, "War", folder), TypeError,
+                 call="cached_embeddings(encoder, 'War', folder), a single string")  # fmt: skip
     expect_error(lambda: text.cached_embeddings(encoder, texts[:2], file / "below"), OSError,
                  call="cached_embeddings with a folder that cannot be made")  # fmt: skip
 

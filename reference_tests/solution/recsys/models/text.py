@@ -23,7 +23,7 @@ def pool(hidden: Tensor, mask: Tensor, mode: str) -> Tensor:
 
     A row of ``mask`` marks the real tokens of a text; the others are padding, which may lie on the
     right, on the left or anywhere. ``hidden`` holds something at padding too, and it must not
-    have any influence, not even if it is NaN or infinite::
+    have any influence, not even if it is NaN or infinite (NaN of a real token stays NaN)::
 
         "mean"   the mean over the real tokens
         "cls"    the first real token
@@ -90,8 +90,8 @@ class TextEncoder:
     """A frozen language model that turns texts into vectors.
 
     Args:
-        model: a transformers model: ``model(input_ids=, attention_mask=, position_ids=)`` gives
-            an object with ``last_hidden_state`` (B, T, D), ``model.config.hidden_size`` is D. It
+        model: a transformers model: ``model(input_ids=, attention_mask=)``, or with
+            ``position_ids=`` too, gives an object with ``last_hidden_state`` (B, T, D), ``model.config.hidden_size`` is D. It
             is moved to ``device``, put into eval mode, and none of its parameters requires a
             gradient any more.
         tokenizer: its tokenizer; it decides about special tokens and the side of the padding.
@@ -180,10 +180,9 @@ class TextEncoder:
             ValueError: ``batch_size`` below 1.
 
         Limits: models that do not count positions from 0 (RoBERTa) need a tokenizer that pads on
-        the right.
+        the right, and an encoder that passes ``position_ids`` only where it pads on the left.
         """
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise TypeError("texts must be a list of strings (for one text: [text])")
+        _check_texts(texts)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         vectors = torch.zeros(len(texts), self.dim)
@@ -355,8 +354,10 @@ def cached_embeddings(encoder: TextEncoder, texts: Sequence[str], folder: str | 
         (n, encoder.dim) float32 on the CPU, row i for ``texts[i]``.
 
     Raises:
+        TypeError: a single string, or something in the list that is none.
         OSError: the folder cannot be made or written to.
     """
+    _check_texts(texts)
     file = Path(folder) / f"{encoder.identity()}.safetensors"
     file.parent.mkdir(parents=True, exist_ok=True)
     known = _read_vectors(file)
@@ -367,6 +368,11 @@ def cached_embeddings(encoder: TextEncoder, texts: Sequence[str], folder: str | 
         known |= dict(zip(missing, vectors, strict=True))
         _write_vectors(file, known)
     return torch.stack([known[key] for key in keys]) if keys else torch.zeros(0, encoder.dim)
+
+
+def _check_texts(texts: Sequence[str]) -> None:
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        raise TypeError("texts must be a list of strings (for one text: [text])")
 
 
 def _read_vectors(file: Path) -> dict[bytes, Tensor]:
