@@ -90,6 +90,14 @@ def ids(answers):
 # --- stage one ------------------------------------------------------------------------------------
 
 
+@probe
+def vectors_as_they_were():
+    """What building an index leaves of vectors that are not quite of length 1."""
+    vectors = (unit(4, 3, seed=5) * 1.01).astype(np.float32)
+    serving.build_index(vectors)
+    return vectors
+
+
 @probe(tolerance=1e-5)
 def found():
     """Scores and items of two queries, k above the number of items."""

@@ -253,6 +253,12 @@ def test_exact_search():
         assert_found(serving.search(serving.build_index(given), asked, 5), scores, items, call=call)
         same = np.array_equal(given, before[0]) and np.array_equal(asked, before[1])
         check(same, "inputs as they were", call=call)
+    rough = vectors * np.float32(1.001)  # of unit length but for what rounding leaves
+    before = rough.copy()
+    for kind in ("flat", "auto"):
+        serving.build_index(rough, kind=kind)
+    check(np.array_equal(rough, before), "vectors as they were", call="build_index(vectors), "
+          "float32 and row after row, of length 1.001")  # fmt: skip
     for kind, query in [("auto", queries[2].astype(np.float64)), ("flat", queries[2])]:
         found = serving.search(serving.build_index(vectors, kind=kind), query, 5)
         assert_found(found, scores[2:3], items[2:3], call="search(index, one query (6,), 5)")
@@ -876,7 +882,7 @@ def test_overload():
 def test_reload():
     """POST /reload swaps model and index in one step; a loader that fails leaves the old one."""
     loads, ranked, held = [], [], []
-    proceed = threading.Event()
+    proceed, warming, warmed = threading.Event(), threading.Event(), threading.Event()
 
     def loader():
         loads.append(1)
@@ -889,6 +895,9 @@ def test_reload():
         def ranker(users, items, scores):  # odd versions prefer early rows, even ones late rows
             ranked.append(version)
             time.sleep(0.005)
+            if version == 2 and ranked.count(2) == 1:  # the warm-up takes long
+                warming.set()
+                held.append(not warmed.wait(1.0))
             if version == 4:
                 raise RuntimeError("weights of another shape")
             return items * (-0.01 if version % 2 else 0.01)
@@ -910,18 +919,31 @@ def test_reload():
         requests = [asyncio.create_task(ask(client, 50 + 3 * n)) for n in range(40)]
         await asyncio.sleep(0.02)
         proceed.set()
+        for _ in range(200):
+            await asyncio.sleep(0.005 * (not warming.is_set()))
+        begin = time.monotonic()
+        requests.append(asyncio.create_task(ask(client, 62)))
+        early = await requests[-1]
+        waited = time.monotonic() - begin
+        warmed.set()
         reloaded = await reload
         warm = ranked.count(2)
         answers = await asyncio.gather(*requests)
         after = await ask(client, 62)
         failed = [await client.post("/reload"), await client.post("/reload")]
         still, ready = await ask(client, 62), await client.get("/ready")
-        return meanwhile, reloaded, warm, answers, after, failed, still, ready
+        return meanwhile, early, waited, reloaded, warm, answers, after, failed, still, ready
 
     app = serving.create_app(loader, max_batch=4)
-    meanwhile, reloaded, warm, answers, after, failed, still, ready = talk(app, conversation)
-    check(held == [False], "the old recommender answers meanwhile", call="POST /reload, the loader "
-          "takes long", came_back="the service waited until it was loaded")  # fmt: skip
+    found = talk(app, conversation)
+    meanwhile, early, waited, reloaded, warm, answers, after, failed, still, ready = found
+    check(held[:1] == [False], "the old recommender answers meanwhile", call="POST /reload, the "
+          "loader takes long", came_back="the service waited until it was loaded")  # fmt: skip
+    call = "POST /recommend during the warm-up of POST /reload, which takes long"
+    check(held[1:] == [False] and waited < 0.9, "the old recommender answers meanwhile", call=call,
+          came_back=f"an answer after {waited:.1f} s, when the warm-up was over")  # fmt: skip
+    assert_good(early, call)
+    assert_equal(early.json()["model_version"], "v1", call=call, what="model_version")
     assert_good(reloaded, "POST /reload")
     check(warm >= 1, "a warm-up of the new recommender before it takes over", call="POST /reload",
           came_back=f"{warm} calls of its ranker")  # fmt: skip

@@ -150,8 +150,8 @@ class Recommender:
         seen: ``(items, offsets)`` as rows: user u has seen ``items[offsets[u] : offsets[u + 1]]``.
         ranker: ``ranker(users, items, scores)``, rows (B,), rows (B, C) with -1 where there is no
             candidate, stage-one scores (B, C), to a score for each candidate (B, C), an array or
-            a tensor; what it says where there is no candidate means nothing. A row of its result
-            depends on nothing but that row. None: stage one's order.
+            a tensor without a graph; what it says where there is no candidate means nothing. A row
+            of its result depends on nothing but that row. None: stage one's order.
         num_candidates: how many candidates the ranker is to choose from, at least.
         version: of the model, said in answers.
     """
@@ -194,10 +194,10 @@ class Recommender:
         Returns:
             For each user, in the order asked, at most k tuples (item id, score, title), best first
             (ties in the order of stage one): an int, a finite float and a str of Python, not of
-            NumPy. The score is the ranker's, or anything that rises with it. No item twice, none
-            that was seen, none whose score is NaN or infinite; fewer than k where no more are left
-            (or an inexact index finds none). An answer does not depend on what else is in the
-            batch.
+            NumPy. The score is the ranker's, in float32 at least, or anything that rises with it.
+            No item twice, none that was seen, none whose score is NaN or infinite; fewer than k
+            where no more are left (or an inexact index finds none). An answer does not depend on
+            what else is in the batch.
 
         Raises:
             KeyError: an unknown user. ValueError: a k below 1, or not as many as users.

@@ -91,9 +91,9 @@ class TextEncoder:
 
     Args:
         model: a transformers model: ``model(input_ids=, attention_mask=)``, or with
-            ``position_ids=`` too, gives an object with ``last_hidden_state`` (B, T, D), ``model.config.hidden_size`` is D. It
-            is moved to ``device``, put into eval mode, and none of its parameters requires a
-            gradient any more.
+            ``position_ids=`` too, gives an object with ``last_hidden_state`` (B, T, D),
+            ``model.config.hidden_size`` is D. It is moved to ``device``, put into eval mode, and
+            none of its parameters requires a gradient any more.
         tokenizer: its tokenizer; it decides about special tokens and the side of the padding.
         pooling: one of ``POOLINGS``.
         normalize: whether vectors are scaled to Euclidean norm 1, after pooling. Zero stays zero.
