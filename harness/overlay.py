@@ -20,6 +20,7 @@ from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import CodeType, ModuleType
+from typing import Any
 
 from harness import catalog
 from harness.errors import UsageError
@@ -223,8 +224,10 @@ def check_origin(module: ModuleType) -> None:
     Raises:
         OriginError: one comes from another file; the message names both.
     """
-    loaded = [m for name, m in list(sys.modules.items()) if name.startswith(PACKAGE + ".")]
-    for each in [module, *loaded]:
+    if unchanged(module):
+        return
+    loaded = {n: m for n, m in list(sys.modules.items()) if n.startswith(PACKAGE + ".")}
+    for each in [module, *loaded.values()]:
         file = getattr(each, "__file__", None)
         expected = expected_file(each.__name__)
         if file is None and expected is None:
@@ -234,6 +237,20 @@ def check_origin(module: ModuleType) -> None:
                 f"{each.__name__} was loaded from {file}, but --impl means {expected}: something "
                 "else put it into sys.modules or in front on sys.path"
             )
+    _held[:] = [len(sys.modules), installed(), loaded | {module.__name__: module}]
+
+
+_held: list[Any] = []  # sys.modules' length, the roots and the modules of the last good check
+
+
+def unchanged(module: ModuleType) -> bool:
+    """Whether the last check was of these very modules: it is asked at each use of one."""
+    if not _held or _held[0] != len(sys.modules) or _held[1] != installed():
+        return False
+    modules: dict[str, ModuleType] = _held[2]
+    if modules.get(module.__name__) is not module:
+        return False
+    return all(sys.modules.get(name) is each for name, each in modules.items())
 
 
 def same_file(one: str | Path, other: str | Path) -> bool:

@@ -292,13 +292,13 @@ def fail(
     *,
     expected: str,
     came_back: str | None = None,
-    call: str | Call | None = None,
+    call: str | Pending | None = None,
     what: str = "",
     more: Sequence[tuple[str, str]] = (),
     cause: BaseException | None = None,
 ) -> NoReturn:
     """Make the rung red with this message; of a `cause` the learner's line is shown."""
-    called = call if isinstance(call, Call) else call_of(call)
+    called = (call if isinstance(call, Pending) else call_of(call)).seen()
     facts = [("called", called and called.text), ("looked at", what), ("came back", came_back)]
     facts += [("expected", expected), *more]
     told = [(label, text) for label, text in facts if text]
@@ -557,18 +557,28 @@ def compare(
     wrong(values_text(actual, start), values_text(wanted, start), *more)
 
 
-def call_of(call: str | None) -> Call | None:
-    """What the test that called a comparison last called; `call` if it says so itself."""
-    frame: FrameType | None = sys._getframe(2)
-    test_file = frame.f_code.co_filename if frame else ""
-    found = None
-    while found is None and frame is not None and frame.f_code.co_filename == test_file:
-        found = seen(frame)  # a helper of the test may do the comparison
-        frame = frame.f_back
-    if call is not None:
-        named = re.match(r"\w+(?=\()", call)
-        return Call(call, named[0] if named else found.name if found else "")
-    return found
+def call_of(call: str | None) -> Pending:
+    """Where a comparison was called, for `fail` to say what was called there."""
+    return Pending(call, sys._getframe(2))
+
+
+class Pending:
+    """A call that is put into words only when a rung is red: that takes a millisecond."""
+
+    def __init__(self, said: str | None, frame: FrameType | None) -> None:
+        self.said, self.frame = said, frame
+
+    def seen(self) -> Call | None:
+        """What the test that called a comparison last called; what it says itself goes first."""
+        frame, found = self.frame, None
+        test_file = frame.f_code.co_filename if frame else ""
+        while found is None and frame is not None and frame.f_code.co_filename == test_file:
+            found = seen(frame)  # a helper of the test may do the comparison
+            frame = frame.f_back
+        if self.said is not None:
+            named = re.match(r"\w+(?=\()", self.said)
+            return Call(self.said, named[0] if named else found.name if found else "")
+        return found
 
 
 def number(value: Any) -> str:
