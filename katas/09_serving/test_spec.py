@@ -897,7 +897,7 @@ def test_reload():
             time.sleep(0.005)
             if version == 2 and ranked.count(2) == 1:  # the warm-up takes long
                 warming.set()
-                held.append(not warmed.wait(1.0))
+                held.append(not warmed.wait(3.0))
             if version == 4:
                 raise RuntimeError("weights of another shape")
             return items * (-0.01 if version % 2 else 0.01)
@@ -921,10 +921,9 @@ def test_reload():
         proceed.set()
         for _ in range(200):
             await asyncio.sleep(0.005 * (not warming.is_set()))
-        begin = time.monotonic()
-        requests.append(asyncio.create_task(ask(client, 62)))
-        early = await requests[-1]
-        waited = time.monotonic() - begin
+        early = await ask(client, 62)
+        requests += [asyncio.create_task(ask(client, 50 + 3 * n)) for n in range(40)]
+        await asyncio.sleep(0.02)
         warmed.set()
         reloaded = await reload
         warm = ranked.count(2)
@@ -932,16 +931,16 @@ def test_reload():
         after = await ask(client, 62)
         failed = [await client.post("/reload"), await client.post("/reload")]
         still, ready = await ask(client, 62), await client.get("/ready")
-        return meanwhile, early, waited, reloaded, warm, answers, after, failed, still, ready
+        return meanwhile, early, reloaded, warm, answers, after, failed, still, ready
 
     app = serving.create_app(loader, max_batch=4)
     found = talk(app, conversation)
-    meanwhile, early, waited, reloaded, warm, answers, after, failed, still, ready = found
+    meanwhile, early, reloaded, warm, answers, after, failed, still, ready = found
     check(held[:1] == [False], "the old recommender answers meanwhile", call="POST /reload, the "
           "loader takes long", came_back="the service waited until it was loaded")  # fmt: skip
     call = "POST /recommend during the warm-up of POST /reload, which takes long"
-    check(held[1:] == [False] and waited < 0.9, "the old recommender answers meanwhile", call=call,
-          came_back=f"an answer after {waited:.1f} s, when the warm-up was over")  # fmt: skip
+    check(held[1:] == [False], "the old recommender answers meanwhile", call=call,
+          came_back="no answer until the warm-up was over")  # fmt: skip
     assert_good(early, call)
     assert_equal(early.json()["model_version"], "v1", call=call, what="model_version")
     assert_good(reloaded, "POST /reload")
