@@ -57,18 +57,17 @@ def expect(condition, expected, came_back, **where):
 def assert_gradients(out, upstream, expected, inputs, *, what="", **tolerance):
     """The gradients of `(out * upstream).sum()` with respect to `inputs`, both by name."""
     rest = f", {what}" if what else ""
-    call = "(out * upstream).sum().backward()"
-    check(out.requires_grad, "a result that gradients flow through", call=call)
+    check(out.requires_grad, "a result that gradients flow through")
     for value in inputs.values():
         value.grad = None
     (out * upstream).sum().backward()
     for name, value in inputs.items():
         what, grad = f"gradient of {name}{rest}", value.grad
         if grad is None:
-            fail(expected="a gradient", came_back="none at all", call=call, what=what)
+            fail(expected="a gradient", came_back="none at all", what=what)
         if grad.layout != torch.strided:
-            fail(expected="a dense one", came_back=f"{grad.layout}", call=call, what=what)
-        assert_close(grad, expected[name], like=value, call=call, what=what, **tolerance)
+            fail(expected="a dense one", came_back=f"{grad.layout}", what=what)
+        assert_close(grad, expected[name], like=value, what=what, **tolerance)
 
 
 # --- the table ------------------------------------------------------------------------------------
@@ -548,7 +547,7 @@ def test_bad_input():
 @rung(
     hints=[
         "Python salts its own hash of strings anew in each process.",
-        "Take a hash that is a function of bytes: zlib.crc32, or one from hashlib. Nothing may be "
+        "Take a hash that is a function of bytes: hashlib has several. Nothing may be "
         "remembered between calls.",
         "int.from_bytes(hashlib.blake2b(str(key).encode()).digest()[:8], 'little') % num_buckets",
     ]

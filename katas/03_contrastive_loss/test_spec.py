@@ -320,7 +320,7 @@ def test_sample_weights():
     """sample_weight makes a weighted mean of the rows' losses; weights that sum to 0 give 0."""
     assert_golden("sample_weight")
     user, item = pair(3, 4, 3)
-    for scale in (0.01, 100.0, 1e-7):
+    for scale in (0.01, 100.0, 1e-7, 1e-10):
         sample_weight = scale * torch.tensor([1.0, 2.0, 0.0, 5.0], device=device())
         assert_exact(
             user,

@@ -144,7 +144,7 @@ def hash_ids(keys: Sequence[str | int], num_buckets: int, *, salt: str = "") -> 
 
     Args:
         keys: strings or integers, n of them; 7 and "7" are the same key; not changed.
-        num_buckets: at least 1; 2**40 works too.
+        num_buckets: at least 1; beyond 2**32 too, though a hash of 32 bits does not reach all then.
         salt: chooses another, independent hash function.
 
     Returns:

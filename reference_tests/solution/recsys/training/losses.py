@@ -35,7 +35,7 @@ def in_batch_softmax_loss(
       a second positive either. Every row keeps its own term. Identity is a matter of ids, never
       of vectors, and no id is special. Without ``item_ids`` all rows are candidates.
     - **Weights**: ``sample_weight`` is w, default 1 for each row. Only their ratios matter, however
-      small they all are (as long as float32 holds them); if they add up to 0 the result is 0 (with
+      small they all are (down to sums of 1e-10); if they add up to 0 the result is 0 (with
       zero gradients). A row of weight 0 is still a candidate of the others.
     - **Symmetric form**: the mean of the above and of the same loss with users as the candidates
       of an item: ``s'[j, i] = <user[i], item[j]> / temperature`` over the same C, with the same
