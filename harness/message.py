@@ -25,7 +25,7 @@ EXAMPLE = re.compile("Falsifying example:|Failing test case:")  # older and newe
 WIDTH = 80
 LABEL = 11
 STUB = re.compile(r"kata (\d\d): write (\S+) in (\S+)")
-LINES = {"came back": 3, "called": 3, "raised": 4, "in fact": 5, "": 4}  # of a fact; others 2
+LINES = {"came back": 3, "called": 3, "raised": 4, "example": 3, "in fact": 5, "": 4}  # of a fact; others 2
 
 
 class KataFailure(AssertionError):
@@ -100,7 +100,11 @@ def explain(error: BaseException, kata: Kata | None, test_file: Path) -> Red:
         raised(red, error, kata, test_file)
     for note in getattr(error, "__notes__", []):
         if EXAMPLE.match(note):
-            red.facts.append(("example", " ".join(note.partition(":")[2].split())))
+            said = re.sub(r"#.*", "", note.partition(":")[2])  # its comments on how it varied
+            text = " ".join(said.split())
+            for loose, tight in (("( ", "("), ("[ ", "["), (", )", ")"), (", ]", "]")):
+                text = text.replace(loose, tight)
+            red.facts.append(("example", text))
             break
     return red
 
