@@ -93,15 +93,6 @@ def pool_broken_padding():
     return [text.pool(hidden, mask, mode) for mode in MODES]
 
 
-@probe
-def pool_broken_token():
-    """NaN of a real token, and of padding."""
-    hidden = irregular(2, 3, 2)
-    hidden[0, 1, 0] = hidden[1, 2, 1] = float("nan")
-    mask = torch.tensor([[1, 1, 0], [1, 1, 0]])
-    return {mode: text.pool(hidden, mask, mode) for mode in MODES}
-
-
 @probe(tolerance=1e-5)
 def pool_in_bfloat16():
     hidden = (irregular(1, 300, 3) + 4).to(torch.bfloat16)
@@ -258,7 +249,6 @@ def encode_refused():
         refused(lambda: list(made.encode("War").shape)),
         refused(lambda: made.encode(["War", None])),
         refused(lambda: made.encode(["War"], batch_size=0)),
-        with_folder(lambda f: refused(lambda: list(text.cached_embeddings(made, "War", f).shape))),
         encoder(max_length=10**6).max_length,
     ]
 

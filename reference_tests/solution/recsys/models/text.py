@@ -23,7 +23,7 @@ def pool(hidden: Tensor, mask: Tensor, mode: str) -> Tensor:
 
     A row of ``mask`` marks the real tokens of a text; the others are padding, which may lie on the
     right, on the left or anywhere. ``hidden`` holds something at padding too, and it must not
-    have any influence, not even if it is NaN or infinite (NaN of a real token stays NaN)::
+    have any influence, not even if it is NaN or infinite::
 
         "mean"   the mean over the real tokens
         "cls"    the first real token
@@ -354,10 +354,9 @@ def cached_embeddings(encoder: TextEncoder, texts: Sequence[str], folder: str | 
         (n, encoder.dim) float32 on the CPU, row i for ``texts[i]``.
 
     Raises:
-        TypeError: a single string, or something in the list that is none.
+        TypeError: as of ``encode``, which may not be called if all texts are known.
         OSError: the folder cannot be made or written to.
     """
-    _check_texts(texts)
     file = Path(folder) / f"{encoder.identity()}.safetensors"
     file.parent.mkdir(parents=True, exist_ok=True)
     known = _read_vectors(file)
