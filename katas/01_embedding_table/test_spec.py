@@ -469,8 +469,8 @@ def test_nothing_is_changed():
             assert_close(again, out * -2, call=call, what="after the weight was changed")
         offsets[1] = 2  # a loader may fill the same tensors with the next batch
         values.copy_(integers([2, 5, 4, 1]))
-        copies = calls(table, values.clone(), offsets.clone())
-        for again, fresh in zip(calls(), copies, strict=True):
+        filled, copies = calls(), calls(table, values.clone(), offsets.clone())
+        for again, fresh in zip(filled, copies, strict=True):
             assert_close(again, fresh, call=call, what="values and offsets filled anew")
 
 
