@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from harness import catalog
+from harness import catalog, stubs
 from harness.catalog import Kata
 from harness.errors import UsageError
 from harness.paths import REFERENCE, ROOT
@@ -73,6 +73,8 @@ def loop(katas: list[Kata], rounds: int) -> list[str]:
         ]
         for kata in katas:
             red, green = [], []
+            for each in catalog.load():  # all but this one are written, so that what is red is its
+                write(each, checkout, stub=each.id == kata.id)
             for _ in range(rounds):
                 red.append(cold("-m", "pytest", f"katas/{kata.id}", "-q"))
                 green.append(cold("-m", "pytest", f"katas/{kata.id}", "-q", "--impl", "reference"))
@@ -102,9 +104,16 @@ def copy(checkout: Path) -> None:
             shutil.copy(source, target)
 
 
+def write(kata: Kata, checkout: Path, *, stub: bool) -> None:
+    for file in kata.files:
+        right = (REFERENCE / "recsys" / file).read_text("utf-8")
+        text = stubs.generate(kata, file) if stub else right
+        (checkout / "src/recsys" / file).write_text(text, encoding="utf-8")
+
+
 def watch(kata: Kata, checkout: Path, env: dict[str, str], rounds: int) -> dict[str, list[float]]:
     """Seconds from a save to the first verdict that `kata watch` prints, red and green."""
-    stubs = {file: (checkout / "src/recsys" / file).read_text("utf-8") for file in kata.files}
+    empty = {file: stubs.generate(kata, file) for file in kata.files}
     right = {file: (REFERENCE / "recsys" / file).read_text("utf-8") for file in kata.files}
     process = subprocess.Popen(
         [sys.executable, "-m", "harness", "watch", kata.number],
@@ -142,7 +151,7 @@ def watch(kata: Kata, checkout: Path, env: dict[str, str], rounds: int) -> dict[
         for number in range(rounds):
             for kind, texts, first in (
                 ("green", right, r"passes: \d+ of \d+ rungs.*\n"),
-                ("red", stubs, r"next: .*\n"),
+                ("red", empty, r"next: .*\n"),
             ):
                 begin = save(texts, number)
                 until(first)
@@ -153,7 +162,7 @@ def watch(kata: Kata, checkout: Path, env: dict[str, str], rounds: int) -> dict[
     finally:
         process.kill()
         process.communicate()
-        for file, text in stubs.items():
+        for file, text in empty.items():
             (checkout / "src/recsys" / file).write_text(text, encoding="utf-8")
     return seconds
 

@@ -25,7 +25,8 @@ EXAMPLE = re.compile("Falsifying example:|Failing test case:")  # older and newe
 WIDTH = 80
 LABEL = 11
 STUB = re.compile(r"kata (\d\d): write (\S+) in (\S+)")
-LINES = {"came back": 3, "called": 3, "raised": 4, "example": 3, "in fact": 5, "": 4}  # of a fact; others 2
+# of a fact; others 2
+LINES = {"came back": 3, "called": 3, "raised": 4, "example": 3, "in fact": 5, "": 4}
 
 
 class KataFailure(AssertionError):
