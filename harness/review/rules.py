@@ -485,7 +485,9 @@ def sort_for_top_k(source: Source) -> Said:
     "torch.compile; compile once, where the model is made",
 )
 def compiled_in_loop(source: Source) -> Said:
-    """torch.compile in a loop or a forward pass."""
+    """torch.compile in a loop or a forward pass, unless the file starts compilation anew itself."""
+    if any(source.calls("torch.compiler.reset")):
+        return  # it looks at what compilation does
     for call in source.calls("torch.compile"):
         function = source.function(call)
         loop = any(isinstance(up, LOOPS) for up in source.above(call))

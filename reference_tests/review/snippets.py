@@ -140,7 +140,10 @@ SNIPPETS = {
             "for x in data:\n    torch.compile(model)(x)",
             "class M:\n    def forward(self, x):\n        return torch.compile(self.net)(x)",
         ],
-        ["model = torch.compile(model)"],
+        [
+            "model = torch.compile(model)",
+            "torch.compiler.reset()\nfor x in data:\n    torch.compile(f, backend=count)(x)",
+        ],
     ),
     "gradients-not-cleared": (
         ["for b in data:\n    f(b).backward()\n    opt.step()"],
