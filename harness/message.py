@@ -115,6 +115,12 @@ def is_stub(error: BaseException) -> bool:
     return isinstance(error, NotImplementedError) and bool(STUB.match(str(error)))
 
 
+def is_absent(error: BaseException) -> bool:
+    """Whether there is no code that could be right or wrong: a stub, a file that cannot be read."""
+    missing = (SyntaxError, ImportError, UnwrittenName, overlay.OriginError)
+    return is_stub(error) or isinstance(error, missing)
+
+
 def unwritten(red: Red, kata: Kata | None, number: str, name: str, file: str) -> None:
     path = overlay.expected_file(file.removeprefix("src/").removesuffix(".py").replace("/", "."))
     line, says = definition(path, name)

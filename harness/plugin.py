@@ -6,6 +6,7 @@ in one screen. Tests outside katas/ are reported by pytest as ever.
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
@@ -208,15 +209,18 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    report = yield
     if not is_kata(item.path):
-        return report
+        return (yield)
+    own = call.excinfo is not None and not left_alone(item.config)
+    if own:  # pytest's own words for it would take longer than the test
+        item.repr_failure = lambda excinfo, style=None: ""  # type: ignore[method-assign]
+    report = yield
     red = message.Red(
         kata=item.path.parent.name,
         rung=getattr(item, "originalname", None) or item.name,
         order=getattr(item, "kata_order", 0),
     )
-    if report.failed and call.excinfo is not None and not left_alone(item.config):
+    if report.failed and own:
         red = explained(item, call.excinfo.value, report, red)
         report.longrepr = "\n".join(message.screen(red))
     report.kata = red.as_dict()  # type: ignore[attr-defined]
@@ -244,6 +248,7 @@ def explained(
     return why
 
 
+@functools.cache  # its rungs are read from the tests' text
 def kata_of(name: str) -> catalog.Kata | None:
     try:
         return catalog.read(KATAS / name)

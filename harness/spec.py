@@ -17,6 +17,7 @@ The first line of a rung's docstring says what must hold, and is shown when it d
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import math
@@ -29,7 +30,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from harness import overlay, settings
 from harness.calls import Call, seen
-from harness.message import KataFailure, UnwrittenName, is_stub
+from harness.message import KataFailure, UnwrittenName, is_absent
 from harness.paths import FIXTURES
 
 if TYPE_CHECKING:  # torch costs two seconds: a test that needs it imports it
@@ -86,13 +87,36 @@ def given(
             quick = hypothesis.settings(
                 derandomize=True, database=None, deadline=None, max_examples=examples
             )
-            quick(hypothesis.given(**strategies(hypothesis.strategies))(test))()
+            tried = hypothesis.given(**strategies(hypothesis.strategies))(at_once(test))
+            try:
+                quick(tried)()
+            except Absent as absent:
+                raise absent.args[0] from None
 
         run.__name__, run.__qualname__ = test.__name__, test.__qualname__
         run.__module__, run.__doc__ = test.__module__, test.__doc__
         return run
 
     return mark
+
+
+class Absent(BaseException):
+    """Code that is not there; hypothesis lets it through instead of trying other examples."""
+
+
+def at_once(test: Test) -> Test:
+    """The test, whose first meeting with code that is not there ends the search."""
+
+    @functools.wraps(test)
+    def run(*arguments: Any, **named: Any) -> None:
+        try:
+            test(*arguments, **named)
+        except Exception as error:
+            if is_absent(error):
+                raise Absent(error) from None
+            raise
+
+    return run  # type: ignore[return-value]
 
 
 class Learner:
@@ -275,8 +299,7 @@ def expect_error(
     try:
         result = function()
     except Exception as error:
-        absent = isinstance(error, (SyntaxError, ImportError, UnwrittenName, overlay.OriginError))
-        if absent or is_stub(error):
+        if is_absent(error):
             raise  # code that is not there refuses nothing
         text = str(error)
         if isinstance(error, kinds) and (

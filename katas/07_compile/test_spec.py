@@ -383,7 +383,7 @@ def test_recompilation_is_seen():
 @rung(
     hints=[
         "Dynamo's caches and counters belong to the whole process.",
-        "torch._dynamo.reset() and counters.clear(), before you count and after.",
+        "torch._dynamo.reset() and counters.clear(), before you count and after, `finally`.",
         "A compiled model holds the original: compiled._orig_mod.",
     ]
 )
@@ -413,8 +413,18 @@ def test_a_count_starts_clean():
         assert_equal(report.recompiles, 0, what=f"recompiles of {name}")
     from torch._dynamo.utils import counters
 
-    left = {name: dict(each) for name, each in counters.items() if each}
-    check(not left, "no counts of dynamo's are left", came_back=left)
+    def fails(x):
+        print("", end="")
+        raise LookupError("as planned")
+
+    for name, finish in [
+        ("", lambda: None),
+        (" of a function that raises", lambda: compiled.count_graphs(fails, [(x,)])),
+    ]:
+        if name:
+            expect_error(finish, LookupError, call=f"count_graphs{name}")
+        left = {key: dict(each) for key, each in counters.items() if each}
+        check(not left, f"no counts of dynamo's are left after a count{name}", came_back=left)
     backend = Backend()
     compiled.count_graphs(times, sizes)
     for each in sizes:
@@ -665,7 +675,7 @@ class Spy(torch.autograd.Function):
 )
 def test_warm_up():
     """After a warm-up with two sizes of two rows or more, serving or training compiles no more."""
-    model = network()
+    model, called = network(), []
     for name, inputs in [
         ("one row", [(draw(1, 7),)]),
         ("one row in a dict", [({"x": draw(1, 7)},)]),
@@ -675,10 +685,12 @@ def test_warm_up():
         ("no inputs", []),
     ]:
         expect_error(
-            lambda inputs=inputs: compiled.warm_up(lambda *x: None, inputs),
+            lambda inputs=inputs: compiled.warm_up(lambda *x: called.append(x), inputs),
             ValueError,
             call=f"warm_up with {name}",
         )
+    check(not called, "all inputs are looked at before anything is called",
+          came_back=f"{len(called)} calls of the function", call="warm_up with bad inputs")  # fmt: skip
     compiled.warm_up(lambda x, one: x, [(draw(2, 7), draw(1, 7))])  # the first has two rows
     for grad in (False, True):
         backend = Backend()

@@ -58,9 +58,10 @@ def warm_up(function: Function, inputs: Sequence[tuple[Any, ...]], *, grad: bool
     warm-up met both. Give batches of two different sizes if sizes are going to change.
 
     Args:
-        inputs: argument tuples. The first tensor in each (inside dicts, lists, tuples too) must
-            have two rows or more: sizes 0 and 1 are special cases with code of their own. Each is
-            run, once or more.
+        inputs: argument tuples; tensors in them are leaves (no ``grad_fn``). The first tensor in
+            each (inside dicts, lists, tuples too) must have two rows or more: sizes 0 and 1 are
+            special cases with code of their own. All are looked at before anything is called; then
+            each is run, once or more.
         grad: False as for serving, under ``torch.no_grad()``. True as for training: with
             gradients, and a backward pass from the sum of the outputs that need one. No ``.grad``
             of a parameter or an input is left or changed. The gradient mode of the caller does not
