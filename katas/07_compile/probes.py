@@ -195,6 +195,7 @@ def counted():
     found = {
         "static": told(compiled.count_graphs(triple, [*sizes, sizes[0]], dynamic=False)),
         "printing": told(compiled.count_graphs(Printing(), sizes[:2], dynamic=False)),
+        "branching": told(compiled.count_graphs(lambda x: x * 2 if x.sum() > 0 else x, sizes[:1])),
     }
     logging.disable(logging.WARNING)  # dynamo says at length that it gives up
     try:
@@ -234,16 +235,27 @@ def left_behind():
     """Graphs of other code after a count; what dynamo remembers; does the module stay plain?"""
     from torch._dynamo.utils import counters
 
+    def fails(x):
+        print("", end="")
+        raise LookupError
+
+    def remembered():
+        return int(any(each for each in counters.values()))
+
     backend, module = Backend(), nn.Softplus()
     sizes = [(numbers(4, 3),), (numbers(6, 3),)]
+    raised = code(lambda: compiled.count_graphs(fails, sizes), LookupError)
+    left = [raised, remembered()]
+    torch._dynamo.reset()
+    counters.clear()
     compiled.count_graphs(module, sizes)
-    left = sum(sum(each.values()) for each in counters.values()) > 0
+    left.append(remembered())
     for each in sizes:
         torch.compile(module, backend=backend)(*each)
     torch._dynamo.reset()
     counters.clear()
     module(*sizes[0])
-    return [backend.graphs, int(left), int(bool(counters["frames"]))]
+    return [backend.graphs, *left, int(bool(counters["frames"]))]
 
 
 # --- compiling ------------------------------------------------------------------------------------

@@ -690,7 +690,7 @@ def test_warm_up():
             call=f"warm_up with {name}",
         )
     check(not called, "all inputs are looked at before anything is called",
-          came_back=f"{len(called)} calls of the function", call="warm_up with bad inputs")  # fmt: skip
+          came_back=f"{len(called)} calls", call="warm_up with bad inputs")  # fmt: skip
     compiled.warm_up(lambda x, one: x, [(draw(2, 7), draw(1, 7))])  # the first has two rows
     for grad in (False, True):
         backend = Backend()
