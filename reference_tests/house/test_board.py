@@ -94,7 +94,10 @@ def cpu_seconds():
 
 @pytest.mark.parametrize("command", [[], ["status", "--json"]])
 def test_no_torch_and_instant(checkout, command):
-    """In the real checkout: what is imported, and how much CPU time the best of five takes."""
+    """In the real checkout: what is imported, and how much CPU time the best of five takes.
+
+    A core that is shared makes CPU time longer too, so a bare Python beside it sets the scale.
+    """
     code = (
         "import sys; sys.argv[1:] = %r; from harness.cli import main; main(); "
         "print(*sys.modules, file=sys.stderr)"
@@ -103,9 +106,10 @@ def test_no_torch_and_instant(checkout, command):
     loaded = {name.partition(".")[0] for name in run.err.split()}
     assert run.code == 0 and "harness" in loaded
     assert not loaded & {"torch", "numpy", "pandas", "rich", "libcst", "recsys", "pytest"}, loaded
-    seconds = []
+    seconds, bare = [], []
     for _ in range(5):
-        begin = cpu_seconds()
-        checkout.python("-m", "harness", *command, cwd=ROOT)
-        seconds.append(cpu_seconds() - begin)
-    assert min(seconds) < 0.3, seconds
+        for taken, arguments in ((seconds, ("-m", "harness", *command)), (bare, ("-c", "pass"))):
+            begin = cpu_seconds()
+            checkout.python(*arguments, cwd=ROOT)
+            taken.append(cpu_seconds() - begin)
+    assert min(seconds) < max(0.3, 8 * min(bare)), (seconds, bare)
