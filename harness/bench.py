@@ -2,7 +2,7 @@
 
 `kata bench NN` runs a kata's timings (tests marked `benchmark`). `kata bench --loop` measures the
 learner's loop in a copy of the checkout: from a save to the verdict of `kata watch`, a cold
-`pytest`, the board, and `import torch` beside them.
+`pytest`, the board, and `import torch` beside them. `kata bench --peers` is in peers.py.
 """
 
 from __future__ import annotations
@@ -30,12 +30,16 @@ COPIED += ("conftest.py", "tox.ini", "pyproject.toml")
 
 def main(args: argparse.Namespace) -> int:
     """Run the timings asked for."""
+    if args.peers:
+        from harness import peers
+
+        return peers.main(args)
     if args.loop:
         chosen = args.katas or UNIT
         print("\n".join(loop([catalog.find(name) for name in chosen], args.rounds)))
         return 0
     if not args.katas:
-        raise UsageError("kata bench: which? `kata bench NN` for a kata, `kata bench --loop`")
+        raise UsageError("kata bench: which? NN of a kata, --loop or --peers")
     folders = [str(catalog.find(name).folder) for name in args.katas]
     command = [sys.executable, "-m", "pytest", *folders, "-m", "benchmark", "-s"]
     command += [f"--impl={impl}" for impl in args.impl or ["mine"]]

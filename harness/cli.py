@@ -160,6 +160,18 @@ def bench_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rounds", type=int, default=7, help="measurements of each thing (default: 7)"
     )
+    parser.add_argument(
+        "--peers", action="store_true", help="the recommender beside what others would use"
+    )
+    group = parser.add_argument_group("with --peers")
+    data(group)
+    group.add_argument("--seeds", type=int, default=3, metavar="N", help="of each (default: 3)")
+    group.add_argument(
+        "--seconds", type=float, default=120, help="of CPU, to tune each peer (default: 120)"
+    )
+    group.add_argument("--ties", choices=("row", "hash"), help="default: as the configuration says")
+    group.add_argument("--only", action="append", metavar="NAME", help="this peer; repeatable")
+    group.add_argument("--out", metavar="FILE", help="where the table is written, too")
 
 
 def solution_arguments(parser: argparse.ArgumentParser) -> None:
@@ -167,8 +179,7 @@ def solution_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--spoil", action="store_true", help="before the kata passes, too")
 
 
-def run_arguments(parser: argparse.ArgumentParser) -> None:
-    impl(parser, "mine")
+def data(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--data",
         default="synthetic",
@@ -180,9 +191,6 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a YAML file, or the name of one in configs/ (default: the one named like the data)",
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
-    parser.add_argument("--out", metavar="DIR", help="where the report goes (default: runs/...)")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
     parser.add_argument(
         "--set",
         action="append",
@@ -190,6 +198,14 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="overrides a key of the configuration, as retrieval.fit.epochs=5; may be repeated",
     )
+
+
+def run_arguments(parser: argparse.ArgumentParser) -> None:
+    impl(parser, "mine")
+    data(parser)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
+    parser.add_argument("--out", metavar="DIR", help="where the report goes (default: runs/...)")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
 
 
 def assignment(text: str) -> str:

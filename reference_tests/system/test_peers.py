@@ -1,0 +1,168 @@
+"""`kata bench --peers`: everybody gets the same rows, the same judge, and no look at the test."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+from harness import evaluator, peers
+from harness.errors import UsageError
+from harness.paths import ROOT
+from recsys.data.splits import leave_last_one_out
+from recsys.data.synthetic import generate
+
+FIRST = {peer.name: {name: values[0] for name, values in peer.grid.items()} for peer in peers.PEERS}
+INSTALLED = [peer for peer in peers.PEERS if not peer.missing()]
+
+
+@pytest.fixture(scope="module")
+def world():
+    dataset = generate(seed=3, users=50, items=140)
+    return dataset, leave_last_one_out(dataset)
+
+
+def pairs(dataset, rows):
+    return set(zip(dataset.user[rows].tolist(), dataset.item[rows].tolist(), strict=True))
+
+
+@pytest.mark.parametrize("peer", INSTALLED, ids=lambda peer: peer.name)
+def test_lists_hold_nothing_that_is_known(world, peer):
+    dataset, split = world
+    known = peers.Known.of(dataset, split.train)
+    settings = FIRST[peer.name] | ({"epochs": 1} if "epochs" in peer.grid else {})
+    items, scores = peers.lists(peer.fit(known, 0, settings), known)
+    assert items.shape == scores.shape == (dataset.num_users, min(100, dataset.num_items))
+    listed = {(user, item) for user, row in enumerate(items.tolist()) for item in row}
+    assert not listed & pairs(dataset, split.train)
+    users, target = dataset.user[split.test], dataset.item[split.test]
+    ndcg, hits = peers.judged((items, scores), known, users, target)
+    assert ndcg.shape == hits.shape == (len(users),) and 0 < hits.mean() < 1
+
+
+def test_the_judge_refuses_what_is_known(world):
+    dataset, split = world
+    known = peers.Known.of(dataset, split.train)
+    scores = np.random.default_rng(0).random((dataset.num_users, dataset.num_items))
+    order = np.argsort(-scores, axis=1)[:, :100]
+    with pytest.raises(evaluator.InvalidLists, match="already seen"):
+        found = order, np.take_along_axis(scores, order, 1)
+        peers.judged(found, known, dataset.user[split.test], dataset.item[split.test])
+
+
+def test_recency_weighs_a_users_items_from_the_last_one_back(world):
+    dataset, split = world
+    known = peers.Known.of(dataset, split.train)
+    mine = split.train[dataset.user[split.train] == 7]  # in the order of time
+    weights = known.matrix(0.5)[7]
+    assert np.allclose(weights[dataset.item[mine[::-1][:4]]], [1, 0.5, 0.25, 0.125])
+    assert (weights > 0).sum() == len(mine)
+
+
+def test_ease_is_the_published_formula(world):
+    dataset, split = world
+    known = peers.Known.of(dataset, split.train)
+    x = known.matrix().astype(np.float64)
+    p = np.linalg.inv(x.T @ x + 40 * np.eye(dataset.num_items))
+    wanted = x @ np.where(np.eye(dataset.num_items), 0, p / -np.diag(p)[None, :])
+    assert np.allclose(peers.ease(known, 0, {"l2": 40}), wanted, atol=1e-6)
+    decayed = peers.ease(known, 0, {"l2": 40, "decay": 0.5})
+    assert not np.allclose(decayed, wanted, atol=1e-3)
+
+
+def spy(seen, best=3):
+    """A peer that remembers what it was given, and is good with one setting only."""
+
+    def fit(known, seed, settings):
+        seen.append((known, seed, settings["a"]))
+        rng = np.random.default_rng(0)
+        scores = rng.random((known.num_users, known.num_items)) * 0.1
+        if settings["a"] == best:
+            scores += np.bincount(known.item, minlength=known.num_items)
+        return scores
+
+    return peers.Peer("spy", fit, {"a": [1, 2, 3, 4]}, chance=True)
+
+
+def test_tuning_sees_training_rows_and_is_judged_on_validation(world):
+    dataset, split = world
+    seen = []
+    row = peers.measure_peer(spy(seen), dataset, split, seeds=2, seconds=60)
+    tuned, final = seen[:4], seen[4:]
+    for known, seed, _ in tuned:
+        assert set(zip(known.user, known.item, strict=True)) == pairs(dataset, split.train)
+        assert seed == 0
+    assert [seed for _, seed, _ in final] == [0, 1]
+    allowed = pairs(dataset, split.train) | pairs(dataset, split.validation)
+    for known, _, setting in final:
+        assert set(zip(known.user, known.item, strict=True)) == allowed
+        assert setting == 3
+    assert row.settings == {"a": 3} and row.tried == 4 and row.ndcg.shape == (2, len(split.test))
+
+
+def test_what_is_right_on_the_test_rows_is_not_chosen(world):
+    dataset, split = world
+
+    def fit(known, seed, settings):
+        rows = getattr(split, settings["right on"])
+        scores = np.zeros((known.num_users, known.num_items))
+        scores[dataset.user[rows], dataset.item[rows]] = 1
+        return scores
+
+    peer = peers.Peer("oracle", fit, {"right on": ["test", "validation"]})
+    assert peers.tune(peer, dataset, split, 60) == ({"right on": "validation"}, 2)
+
+
+def test_other_test_rows_choose_the_same_settings(world):
+    dataset, split = world
+    item = dataset.item.copy()
+    item[split.test] = np.random.default_rng(0).permutation(item[split.test])
+    other = dataclasses.replace(dataset, item=item)
+    assert peers.tune(spy([]), dataset, split, 60) == peers.tune(spy([]), other, split, 60)
+
+
+def test_the_search_is_the_same_each_time_and_goes_everywhere():
+    grid = {"a": [1, 2, 3], "b": [4, 5]}
+    order = list(peers.choices(grid, seed=0))
+    assert order == list(peers.choices(grid, seed=0)) != list(peers.choices(grid, seed=1))
+    everything = [{"a": a, "b": b} for a in (1, 2, 3) for b in (4, 5)]
+    assert sorted(order, key=str) == sorted(everything, key=str)
+    assert list(peers.choices({}, seed=0)) == [{}]
+
+
+def test_no_time_to_tune_means_one_setting(world):
+    assert peers.tune(spy(seen := []), *world, seconds=0)[1] == len(seen) == 1
+
+
+def test_packages_that_are_not_there_are_named():
+    peer = peers.Peer("dream", peers.popularity, packages=("no-such-package", "numpy"))
+    assert peer.missing() == ["no-such-package"]
+    assert peers.Peer("real", peers.popularity, packages=("numpy",)).missing() == []
+    with pytest.raises(UsageError, match="iALS.*dream"):
+        peers.chosen(["dream"])
+
+
+def test_the_command_from_the_outside(tmp_path):
+    out = tmp_path / "table.md"
+    command = [sys.executable, "-m", "harness", "bench", "--peers", "--impl", "reference"]
+    command += ["--seeds", "2", "--seconds", "1", "--out", str(out), "--ties", "hash"]
+    for name in ("popularity", "EASE, recency", "iALS"):
+        command += ["--only", name]
+    for setting in ("retrieval.fit.epochs=1", "ranking.fit.epochs=1", "text.encoder=none"):
+        command += ["--set", setting]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    text = out.read_text()
+    assert text in done.stdout
+    assert "600 users" in text and "ties hash" in text
+    lines = [part.split(" | ") for part in text.splitlines() if part.startswith("| ")]
+    found = {cells[0].removeprefix("| "): cells for cells in lines}
+    assert {"recsys-katas, final", "recsys-katas, retrieval", "popularity"} <= set(found)
+    assert "decay" in found["EASE, recency"][-1]
+    assert float(found["EASE, recency"][1]) > float(found["popularity"][1]) > 0
+    if find_spec("implicit") is None:
+        assert "Not installed, so not compared: iALS (implicit)." in text
