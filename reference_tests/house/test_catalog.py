@@ -1,5 +1,7 @@
 """kata.toml and the rungs: what is read, and what a malformed one says."""
 
+import re
+
 import pytest
 
 from harness import catalog
@@ -65,3 +67,24 @@ def test_rungs_in_teaching_order(katas):
     (folder / "test_spec.py").write_text("def test_a(:\n")
     with pytest.raises(CatalogError, match="test_spec.py:1"):
         _ = catalog.read(folder).rungs
+
+
+@pytest.mark.parametrize("kata", catalog.load(), ids=lambda kata: kata.id)
+def test_rungs_are_those_of_the_whole_file(kata, monkeypatch):
+    """Only the heads of rungs are parsed; parsing all of each file finds the same."""
+    files = sorted(kata.folder.glob("test_*.py"))
+    quick = [catalog.rungs_of(file) for file in files]
+    monkeypatch.setattr(catalog, "HEAD", re.compile(r"(?!)"))
+    assert quick == [catalog.rungs_of(file) for file in files]
+
+
+def test_a_rung_written_in_another_way_is_found(tmp_path):
+    file = tmp_path / "test_spec.py"
+    first = '@rung(hint="a")\ndef test_a(x="1"):\n    """Says a."""\n    x = "@rung("\n'
+    second = "\n\n@rung()\n@other\ndef test_b():\n    pass\n"
+    for text in (first, second, first + second, second + first):
+        file.write_text(text)
+        rungs, lines = catalog.rungs_of(file), text.splitlines()
+        found = [(rung.name, lines[rung.line - 1][:8]) for rung in rungs]
+        wanted = [name for name in ("test_a", "test_b") if name in text]
+        assert sorted(found) == [(name, f"def {name}"[:8]) for name in wanted], text
