@@ -235,6 +235,38 @@ def stubs_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def gate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--impl",
+        action="append",
+        nargs="+",
+        metavar="NAME|PATH",
+        help="whose code. Several folders after one --impl: a verdict for each, isolated; a "
+        "further --impl is a layer below each of them (--impl A B --impl reference). A folder that "
+        "is a checkout is compared with upstream itself and judged alone; one that holds "
+        "recsys/... lies over this checkout's src (default: src)",
+    )
+    parser.add_argument(
+        "--against",
+        metavar="REF",
+        help="the upstream tag or commit whose specs judge (default: the tag of this version)",
+    )
+    parser.add_argument(
+        "--require",
+        action="append",
+        metavar="WHAT",
+        help="movielens, gpu or both with a comma: red where that was not run",
+    )
+    parser.add_argument("--json", action="store_true", help="a JSON line for each folder")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=900.0,
+        metavar="SECONDS",
+        help="for each process of the run (default: 900)",
+    )
+
+
 def new_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="like sequence_tower; the number is given")
     parser.add_argument(
@@ -289,6 +321,7 @@ GROUPS = {
             "A fresh stub of a kata; your file is kept beside it",
             one_kata,
         ),
+        Command("gate", "harness.gate", "Whether the whole system passes, for CI", gate_arguments),
         Command("bench", "harness.bench", "How fast things are", bench_arguments),
         Command("data", "harness.data", "Fetch a data set and check it", data_arguments),
         Command("doctor", "harness.doctor", "What this machine can do, and what is missing"),

@@ -90,14 +90,27 @@ def arguments(
 
 
 class Child:
-    """A process in a session of its own, whose output is read and counted."""
+    """A process in a session of its own, whose output is read and counted.
 
-    def __init__(self, command: list[str], results: Path, *, memory: bool) -> None:
-        env = {k: v for k, v in os.environ.items() if k not in ("KATA_IMPL", "PYTEST_ADDOPTS")}
-        env |= {events.RESULTS: str(results), "PYTHONUNBUFFERED": "1", "COLUMNS": "80"}
+    Args:
+        memory: whether its address space is limited. env: instead of this process's.
+    """
+
+    def __init__(
+        self,
+        command: list[str],
+        results: Path,
+        *,
+        memory: bool,
+        cwd: Path = ROOT,
+        env: dict[str, str] | None = None,
+    ) -> None:
+        if env is None:
+            env = {k: v for k, v in os.environ.items() if k not in ("KATA_IMPL", "PYTEST_ADDOPTS")}
+        env = env | {events.RESULTS: str(results), "PYTHONUNBUFFERED": "1", "COLUMNS": "80"}
         self.process = subprocess.Popen(
             command,
-            cwd=ROOT,
+            cwd=cwd,
             env=env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
