@@ -2,7 +2,8 @@
 
 `kata bench NN` runs a kata's timings (tests marked `benchmark`). `kata bench --loop` measures the
 learner's loop in a copy of the checkout: from a save to the verdict of `kata watch`, a cold
-`pytest`, the board, and `import torch` beside them. `kata bench --peers` is in peers.py.
+`pytest`, the board, and `import torch` beside them. `kata bench --peers` is in peers.py,
+`kata bench --ablate` in ablate.py.
 """
 
 from __future__ import annotations
@@ -34,12 +35,16 @@ def main(args: argparse.Namespace) -> int:
         from harness import peers
 
         return peers.main(args)
+    if args.ablate:
+        from harness import ablate
+
+        return ablate.main(args)
     if args.loop:
         chosen = args.katas or UNIT
         print("\n".join(loop([catalog.find(name) for name in chosen], args.rounds)))
         return 0
     if not args.katas:
-        raise UsageError("kata bench: which? NN of a kata, --loop or --peers")
+        raise UsageError("kata bench: which? NN of a kata, --loop, --peers or --ablate")
     folders = [str(catalog.find(name).folder) for name in args.katas]
     command = [sys.executable, "-m", "pytest", *folders, "-m", "benchmark", "-s"]
     command += [f"--impl={impl}" for impl in args.impl or ["mine"]]

@@ -163,14 +163,15 @@ def bench_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--peers", action="store_true", help="the recommender beside what others would use"
     )
-    group = parser.add_argument_group("with --peers")
+    parser.add_argument("--ablate", action="store_true", help="what each part of it buys")
+    group = parser.add_argument_group("with --peers and --ablate")
     data(group)
     group.add_argument("--seeds", type=int, default=3, metavar="N", help="of each (default: 3)")
     group.add_argument(
         "--seconds", type=float, default=120, help="of CPU, to tune each peer (default: 120)"
     )
     group.add_argument("--ties", choices=("row", "hash"), help="default: as the configuration says")
-    group.add_argument("--only", action="append", metavar="NAME", help="this peer; repeatable")
+    group.add_argument("--only", action="append", metavar="NAME", help="this one; repeatable")
     group.add_argument("--out", metavar="FILE", help="where the table is written, too")
 
 

@@ -484,6 +484,12 @@ def prepare(args: argparse.Namespace) -> tuple[Any, dict[str, Any], Any]:
         dataset = load(args.data, seed=0)
     except DataError as error:
         raise UsageError(str(error)) from None
+    config = configuration(args, dataset)
+    return dataset, config, make_split(dataset, config["split"], ties=args.ties or config["ties"])
+
+
+def configuration(args: argparse.Namespace, dataset: Any) -> dict[str, Any]:
+    """The one that the options ask for, with an encoder that can be loaded."""
     _, config = run.load_config(args.config, dataset.name, args.set or [])
     run.use_encoder(config)
-    return dataset, config, make_split(dataset, config["split"], ties=args.ties or config["ties"])
+    return config

@@ -1,5 +1,6 @@
-"""`kata bench --peers`: everybody gets the same rows, the same judge, and no look at the test."""
+"""`kata bench --peers` and `--ablate`: the same rows and judge for all, and no look at the test."""
 
+import argparse
 import dataclasses
 import os
 import subprocess
@@ -9,7 +10,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from harness import evaluator, peers
+from harness import ablate, evaluator, peers, run
 from harness.errors import UsageError
 from harness.paths import ROOT
 from recsys.data.splits import leave_last_one_out
@@ -145,24 +146,75 @@ def test_packages_that_are_not_there_are_named():
         peers.chosen(["dream"])
 
 
-def test_the_command_from_the_outside(tmp_path):
-    out = tmp_path / "table.md"
-    command = [sys.executable, "-m", "harness", "bench", "--peers", "--impl", "reference"]
-    command += ["--seeds", "2", "--seconds", "1", "--out", str(out), "--ties", "hash"]
-    for name in ("popularity", "EASE, recency", "iALS"):
-        command += ["--only", name]
-    for setting in ("retrieval.fit.epochs=1", "ranking.fit.epochs=1", "text.encoder=none"):
-        command += ["--set", setting]
+QUICK = "retrieval.fit.epochs=1", "ranking.fit.epochs=1", "ranking.targets_per_user=2"
+
+
+def bench(*arguments):
+    command = [sys.executable, "-m", "harness", "bench", "--impl", "reference", *arguments]
+    command += [part for setting in QUICK for part in ("--set", setting)]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+def cells(text):
+    """Of a table, by the first cell."""
+    lines = [part.strip("| ").split(" | ") for part in text.splitlines() if part.startswith("| ")]
+    return {line[0]: line for line in lines}
+
+
+def test_peers_from_the_outside(tmp_path):
+    out = tmp_path / "table.md"
+    options = ["--seeds", "2", "--seconds", "1", "--out", out, "--ties", "hash"]
+    for name in ("popularity", "EASE, recency", "iALS"):
+        options += ["--only", name]
+    done = bench("--peers", "--set", "text.encoder=none", *map(str, options))
     assert done.returncode == 0, done.stderr
     text = out.read_text()
     assert text in done.stdout
     assert "600 users" in text and "ties hash" in text
-    lines = [part.split(" | ") for part in text.splitlines() if part.startswith("| ")]
-    found = {cells[0].removeprefix("| "): cells for cells in lines}
+    found = cells(text)
     assert {"recsys-katas, final", "recsys-katas, retrieval", "popularity"} <= set(found)
     assert "decay" in found["EASE, recency"][-1]
     assert float(found["EASE, recency"][1]) > float(found["popularity"][1]) > 0
     if find_spec("implicit") is None:
         assert "Not installed, so not compared: iALS (implicit)." in text
+
+
+# --- ablation -------------------------------------------------------------------------------------
+
+
+def test_the_ablation_is_judged_on_validation_rows_and_reads_no_test_row(world):
+    dataset, split = world
+    held = ablate.before_validation(dataset, split)
+    assert np.array_equal(held.test, split.validation)
+    assert sorted([*held.train, *held.validation]) == sorted(split.train)
+    last = {int(dataset.user[row]): int(row) for row in split.train}  # in the order of time
+    assert sorted(held.validation) == sorted(last.values())
+
+
+@pytest.mark.parametrize("file", ["synthetic", "ml-100k", "ml-1m"])
+def test_every_variant_changes_the_configuration(file):
+    _, whole = run.load_config(file, "", [])
+    for name, settings in ablate.VARIANTS.items():
+        for setting in settings:
+            assert run.load_config(file, "", [setting])[1] != whole, name
+
+
+def test_retrieval_is_trained_once_for_each_rows_settings_and_seed():
+    calls = []
+    train = ablate.once(lambda data, settings, **options: calls.append(options) or len(calls))
+    some, other = (argparse.Namespace(rows=np.arange(n)) for n in (5, 6))
+    given = [(some, {"a": 1}, 0), (other, {"a": 1}, 0), (some, {"a": 2}, 0), (some, {"a": 1}, 1)]
+    first = [train(data, settings, seed=seed) for data, settings, seed in given]
+    assert first == [1, 2, 3, 4]
+    assert [train(data, settings, seed=seed) for data, settings, seed in given] == first
+
+
+def test_ablate_from_the_outside():
+    done = bench("--ablate", "--seeds", "1", "--only", "ranker: linear")
+    assert done.returncode == 0, done.stderr
+    found = cells(done.stdout)
+    whole, linear = found[ablate.WHOLE], found["ranker: linear"]
+    assert linear[1] == whole[1] and linear[2] == ""  # the same retrieval
+    assert linear[4] != ""
+    assert bench("--ablate", "--only", "nonsense").returncode == 2

@@ -110,8 +110,11 @@ class RetrievalData:
 
 
 def build_retrieval(data: RetrievalData, config: Mapping[str, Any]) -> TwoTower:
-    """A two-tower model for the features of ``data``."""
-    return TwoTower(
+    """A two-tower model for the features of ``data``.
+
+    With ``learn_temperature`` false the temperature stays what it is.
+    """
+    model = TwoTower(
         data.user_specs,
         data.item_specs,
         config["dim"],
@@ -120,6 +123,9 @@ def build_retrieval(data: RetrievalData, config: Mapping[str, Any]) -> TwoTower:
         max_history=config["max_history"],
         temperature=config["temperature"],
     )
+    # an optimizer takes only what requires a gradient
+    model.log_temperature.requires_grad_(config["learn_temperature"])
+    return model
 
 
 def retrieval_loss(
