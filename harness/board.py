@@ -89,15 +89,16 @@ def lines(board: list[Standing]) -> list[str]:
     """The board in 80 columns."""
     if not board:
         return ["There are no katas yet."]
-    done = [each for each in board if each.state == "passing"]
-    hours = sum(each.kata.hours for each in board)
+    core = [each for each in board if each.kata.track == "core"]
+    done = [each for each in core if each.state == "passing"]
+    hours = sum(each.kata.hours for each in core)
     finished = sum(each.kata.hours for each in done)
-    shown = [f"{len(done)} of {len(board)} katas passing, {finished:g} of {hours:g} hours", ""]
+    shown = [f"{len(done)} of {len(core)} katas passing, {finished:g} of {hours:g} hours", ""]
     phase = None
-    for each in board:
-        if each.kata.phase != phase:
-            phase = each.kata.phase
-            shown.append(f"Phase {phase}" if phase[0].isdigit() else phase.capitalize())
+    for each in in_order(board):
+        if heading(each.kata) != phase:
+            phase = heading(each.kata)
+            shown.append(phase)
         name = f"{each.kata.number} {each.kata.title}"
         name = name if len(name) <= 34 else name[:31] + "..."
         state = STATES[each.state]
@@ -106,10 +107,21 @@ def lines(board: list[Standing]) -> list[str]:
     return [*shown, "", next_step(board)]
 
 
+def in_order(board: list[Standing]) -> list[Standing]:
+    """By number, those of the core before the advanced ones."""
+    return sorted(board, key=lambda each: each.kata.track != "core")
+
+
+def heading(kata: Kata) -> str:
+    if kata.track != "core":
+        return "Advanced, beyond the core"
+    return f"Phase {kata.phase}" if kata.phase[0].isdigit() else kata.phase.capitalize()
+
+
 def next_step(board: list[Standing]) -> str:
     """The first kata that is not passing, and what to do about it; what there is to see by now."""
     seen = ""
-    for each in board:
+    for each in in_order(board):
         if each.state == "passing":
             seen = f"see it: kata run    {each.kata.shows}\n" if each.kata.shows else ""
         command = f"kata test {each.kata.number}"

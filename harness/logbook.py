@@ -31,13 +31,14 @@ def main(args: argparse.Namespace) -> int:
 
 def page(standings: list[Standing], past: list[dict[str, Any]], drawn: bool) -> str:
     """The report in Markdown."""
-    done = [each for each in standings if each.state == "passing"]
-    hours = sum(each.kata.hours for each in standings)
+    core = [each for each in standings if each.kata.track == "core"]
+    done = [each for each in core if each.state == "passing"]
+    hours = sum(each.kata.hours for each in core)
     finished = sum(each.kata.hours for each in done)
     lines = [
         "# Progress",
         "",
-        f"{time.strftime('%Y-%m-%d')}: {len(done)} of {len(standings)} katas passing, "
+        f"{time.strftime('%Y-%m-%d')}: {len(done)} of {len(core)} katas passing, "
         f"{finished:g} of {hours:g} planned hours"
         + (f", begun on {past[0]['when'][:10]}." if past else "."),
         "",

@@ -66,6 +66,21 @@ def test_the_board(checkout):
     assert max(map(len, lines)) <= 80
 
 
+def test_advanced_katas_stand_apart(checkout):
+    """They count neither as katas nor as hours, and come after the core whatever their number."""
+    toml = checkout.root / "katas/01_scale/kata.toml"
+    toml.write_text(toml.read_text().replace('"core"', '"advanced"'))
+    lines = checkout.kata().out.splitlines()
+    assert lines[0] == "0 of 1 katas passing, 0 of 1 hours"
+    shown = [line.split()[:2] for line in lines if line.startswith(("  0", "Adv"))]
+    assert shown == [["02", "Shift"], ["Advanced,", "beyond"], ["01", "Scale"]]
+    assert "next: write src/recsys/models/shift.py" in lines[-1]
+    checkout.solve()
+    checkout.kata("test", "01")
+    lines = checkout.kata().out.splitlines()
+    assert lines[0] == "0 of 1 katas passing, 0 of 1 hours" and "shift.py" in lines[-1]
+
+
 def test_a_kata_that_shows_something_says_so_until_the_next_one_passes(checkout):
     toml = checkout.root / "katas/01_scale/kata.toml"
     toml.write_text(toml.read_text().replace("[files]", 'shows = "films"\n[files]', 1))

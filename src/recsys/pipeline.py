@@ -17,6 +17,7 @@ from recsys.data.sequences import Sequences
 from recsys.data.splits import Split
 from recsys.inference.serving import Recommender
 from recsys.models.ranking import RankingModel
+from recsys.models.sequence import SequenceModel
 from recsys.models.tower import TwoTower
 from recsys.training.loop import FitResult
 
@@ -34,7 +35,8 @@ class RetrievalData:
     Attributes:
         users, items: columns of user and item features, one row per user or item index.
         log_q: (num_items,) log probability of an item as a training target, add-one smoothed.
-        positions: places of the sequences that can be a target, (num_examples,).
+        positions: places of the sequences that can be a target, (num_examples,); with the
+            attention tower an example is a window of targets, and these are where windows end.
     """
 
     def __init__(
@@ -48,7 +50,10 @@ class RetrievalData:
         raise NotImplementedError("kata 10: write RetrievalData.__init__ in src/recsys/pipeline.py")
 
     def example_batch(self, index: Tensor) -> dict[str, Tensor]:
-        """Training examples: the user as they were before the target, and the target item."""
+        """Training examples: the user as they were before the target, and the target item.
+
+        With the attention tower: a history, and at each of its places the next item's index + 1.
+        """
         raise NotImplementedError(
             "kata 10: write RetrievalData.example_batch in src/recsys/pipeline.py"
         )
@@ -66,8 +71,8 @@ class RetrievalData:
         )
 
 
-def build_retrieval(data: RetrievalData, config: Mapping[str, Any]) -> TwoTower:
-    """A two-tower model for the features of ``data``.
+def build_retrieval(data: RetrievalData, config: Mapping[str, Any]) -> TwoTower | SequenceModel:
+    """A model of two towers for the features of ``data``, the user's by ``user_tower``.
 
     With ``learn_temperature`` false the temperature stays what it is.
     """
@@ -77,7 +82,10 @@ def build_retrieval(data: RetrievalData, config: Mapping[str, Any]) -> TwoTower:
 def retrieval_loss(
     data: RetrievalData, config: Mapping[str, Any]
 ) -> Callable[[nn.Module, Mapping[str, Tensor]], Tensor]:
-    """The loss of a training batch: sampled over the batch, or over the whole catalogue."""
+    """The loss of a training batch: sampled over the batch, or over the whole catalogue.
+
+    With the attention tower: at every place, over the catalogue or a sample of it.
+    """
     raise NotImplementedError("kata 10: write retrieval_loss in src/recsys/pipeline.py")
 
 

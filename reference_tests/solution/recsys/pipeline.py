@@ -30,6 +30,7 @@ from recsys.inference.compiled import benchmark, compile_model, count_graphs, wa
 from recsys.inference.serving import Recommender, build_index, recall_at, search
 from recsys.models.embedding import hash_ids
 from recsys.models.ranking import RankingModel, binary_loss, listwise_loss
+from recsys.models.sequence import SequenceModel, next_item_loss, training_pairs
 from recsys.models.text import TextProjection, cached_embeddings, load_encoder
 from recsys.models.tower import TwoTower
 from recsys.training.loop import FitConfig, FitResult, fit
@@ -49,7 +50,8 @@ class RetrievalData:
     Attributes:
         users, items: columns of user and item features, one row per user or item index.
         log_q: (num_items,) log probability of an item as a training target, add-one smoothed.
-        positions: places of the sequences that can be a target, (num_examples,).
+        positions: places of the sequences that can be a target, (num_examples,); with the
+            attention tower an example is a window of targets, and these are where windows end.
     """
 
     def __init__(
@@ -88,10 +90,20 @@ class RetrievalData:
         position = torch.arange(len(rows), device=device)
         first = self.sequences.start[self.sequences.user]
         self.positions = position[position > first]  # a target needs a history
+        self.num_targets = len(self.positions)
+        self.every_place = config.get("user_tower", "bag") == "attention"
+        if self.every_place:
+            self.positions = self.sequences.window_ends(self.max_history)
 
     def example_batch(self, index: Tensor) -> dict[str, Tensor]:
-        """Training examples: the user as they were before the target, and the target item."""
+        """Training examples: the user as they were before the target, and the target item.
+
+        With the attention tower: a history, and at each of its places the next item's index + 1.
+        """
         position = self.positions[index]
+        if self.every_place:
+            windows = self.sequences.windows(position, self.max_history + 1)
+            return dict(zip(("history", "target"), training_pairs(windows), strict=True))
         user = self.sequences.user[position]
         batch = {name: column[user] for name, column in self.users.items()}
         batch["history"] = self.sequences.history(position, self.max_history)
@@ -109,29 +121,33 @@ class RetrievalData:
         return {name: column[item] for name, column in self.items.items()}
 
 
-def build_retrieval(data: RetrievalData, config: Mapping[str, Any]) -> TwoTower:
-    """A two-tower model for the features of ``data``.
+def build_retrieval(data: RetrievalData, config: Mapping[str, Any]) -> TwoTower | SequenceModel:
+    """A model of two towers for the features of ``data``, the user's by ``user_tower``.
 
     With ``learn_temperature`` false the temperature stays what it is.
     """
-    model = TwoTower(
-        data.user_specs,
-        data.item_specs,
-        config["dim"],
-        hidden_dims=config["hidden_dims"],
-        dropout=config["dropout"],
-        max_history=config["max_history"],
-        temperature=config["temperature"],
-    )
-    # an optimizer takes only what requires a gradient
-    model.log_temperature.requires_grad_(config["learn_temperature"])
+    shared = ("hidden_dims", "dropout", "max_history", "temperature")
+    options = {name: config[name] for name in shared}
+    if data.every_place:
+        options |= {name: config["attention"][name] for name in ("num_blocks", "num_heads")}
+        model = SequenceModel(data.item_specs, len(data.log_q) + 1, config["dim"], **options)
+    else:
+        model = TwoTower(data.user_specs, data.item_specs, config["dim"], **options)
+    if not config.get("learn_temperature", True):
+        # an optimizer takes only what requires a gradient; how a tower's parts are called is free
+        towers = {*model.user_tower.parameters(), *model.item_tower.parameters()}
+        for parameter in set(model.parameters()) - towers:
+            parameter.requires_grad_(False)
     return model
 
 
 def retrieval_loss(
     data: RetrievalData, config: Mapping[str, Any]
 ) -> Callable[[nn.Module, Mapping[str, Tensor]], Tensor]:
-    """The loss of a training batch: sampled over the batch, or over the whole catalogue."""
+    """The loss of a training batch: sampled over the batch, or over the whole catalogue.
+
+    With the attention tower: at every place, over the catalogue or a sample of it.
+    """
 
     def in_batch(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         target = batch["target"]
@@ -150,7 +166,22 @@ def retrieval_loss(
             user, catalogue, batch["target"], temperature=model.temperature
         )
 
-    return {"in_batch": in_batch, "full": full}[config["loss"]]
+    def every_place(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        options = {}
+        if config["attention"]["sampled"]:
+            count = config["attention"]["sampled"]
+            options["sample"] = torch.multinomial(data.log_q.exp(), count, replacement=True)
+            options["log_q"] = data.log_q if config["log_q"] else None
+        return next_item_loss(
+            model.user_tower.states(batch["history"]),
+            batch["target"],
+            model.item_tower(data.items),
+            temperature=model.temperature,
+            **options,
+        )
+
+    losses = {"in_batch": in_batch, "full": full}
+    return every_place if data.every_place else losses[config["loss"]]
 
 
 @dataclass(frozen=True)
@@ -226,6 +257,9 @@ def train_retrieval(
     settings = FitConfig(**config["fit"], seed=seed)
     if epochs is not None:
         settings = dataclasses.replace(settings, epochs=epochs)
+    if data.every_place:  # batch_size counts targets, of which an example is a window
+        size = max(1, settings.batch_size // data.max_history)
+        settings = dataclasses.replace(settings, batch_size=size)
     metric_fn = None
     if validation is not None:
         requests, targets = validation
@@ -470,7 +504,8 @@ def run(
 
     # the ranker, on what happened before its own targets
     before, places = split_off_last(dataset, rows, ranking["targets_per_user"])
-    data, model, _ = train("train retrieval for the ranker", before, epochs=epochs)
+    fewer = ranking.get("retrieval_epochs") or epochs
+    data, model, _ = train("train retrieval for the ranker", before, epochs=fewer)
     everything = Sequences(dataset, rows, device=device)
     end = torch.from_numpy(places).to(device)
     moment = torch.from_numpy(dataset.time[rows[places]]).to(device)
@@ -519,7 +554,7 @@ def run(
             "items": items.cpu().numpy(),
             "scores": scores.cpu().numpy(),
             "train_seconds": result.seconds,
-            "train_examples": result.examples,
+            "train_examples": round(result.examples * data.num_targets / len(data.positions)),
             "epochs": epochs,
             "losses": result.losses,
             "metrics": metrics,
@@ -638,6 +673,7 @@ def run_cold_start(
     settings = config["retrieval"] | {
         "item_features": cold_config["item_features"],
         "max_history": cold_config["max_history"],
+        "user_tower": "bag",
     }
     split = item_cold_start(dataset, fraction=cold_config["fraction"], seed=seed)
     data = RetrievalData(dataset, split.train, settings, device, text)

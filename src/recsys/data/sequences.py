@@ -45,6 +45,26 @@ class Sequences:
         """(B,) users -> (B, length) int64: their last items, most recent first, padded with 0."""
         return self.until(user, self.start[user + 1], length)
 
+    def window_ends(self, stride: int) -> Tensor:
+        """Every stride-th place of each user, counted back from the last one, (num_windows,).
+
+        The first place of a user is none: nothing comes before it.
+        """
+        place = torch.arange(len(self), device=self.items.device)
+        back = self.start[self.user + 1] - 1 - place
+        return place[(back % stride == 0) & (place > self.start[self.user])]
+
+    def windows(self, end: Tensor, length: int) -> Tensor:
+        """(B,) places, as of window_ends(length - 1), to (B, length) int64: items up to them.
+
+        Most recent first, padded with 0. Each window but a user's last one is moved towards the
+        present by a random number of places, so that its borders differ from epoch to epoch;
+        the generator of torch decides.
+        """
+        user = self.user[end]
+        moved = end + torch.randint(length - 1, end.shape, device=end.device)
+        return self.until(user, torch.minimum(moved + 1, self.start[user + 1]), length)
+
     def seen(self) -> tuple[Tensor, Tensor]:
         """All items of all users: values (n,), item index from 0, and offsets (U + 1,)."""
         return self.items - 1, self.start
