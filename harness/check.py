@@ -19,10 +19,15 @@ FOREIGN += ("CI", "BUILD_NUMBER")
 def main(args: argparse.Namespace) -> int:
     """The tests, the strength of the specs, the style; 0 if all are good, 1 if one is not.
 
-    Without `--strength` only the specs that were touched since their strength was measured.
+    Without `--strength` only the specs that were touched since their strength was measured; without
+    `--faults` the short form of reference_tests/faults.
     """
     if args.strength is not None:
         return 0 if strength(args.strength, args.write) else 1
+    if args.faults:
+        again = ["--repeat", str(args.repeat), "--whole", str(args.whole)]
+        command = [sys.executable, "-m", f"{REFERENCE_TESTS.name}.faults", *again]
+        return 0 if step("faults and bad input", command) else 1
     tests = [sys.executable, "-m", "pytest", REFERENCE_TESTS.name, "--color=no", "--durations=5"]
     good = step("the tests of this repository", tests)
     good &= strength(["--touched"], args.write)

@@ -7,6 +7,7 @@ so that the board is instant. Exit codes: 0 good, 1 red, 2 usage, 3 the harness 
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -19,6 +20,10 @@ from harness.errors import LearnerError, UsageError
 from harness.paths import STATE
 
 GOOD, RED, USAGE, FAILED = 0, 1, 2, 3
+
+_PERMISSION, _ROOM = "Expected a checkout that can be written", "Expected room on the disk"
+UNUSABLE = {errno.EACCES: _PERMISSION, errno.EPERM: _PERMISSION, errno.EROFS: _PERMISSION}
+UNUSABLE |= {errno.ENOSPC: _ROOM, errno.EDQUOT: _ROOM}
 
 
 class Parser(argparse.ArgumentParser):
@@ -57,6 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
     except BrokenPipeError:  # `kata ... | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except OSError as error:
+        if error.errno not in UNUSABLE:
+            return crashed(error)
+        print(f"kata: {error.filename}: {error.strerror}. {UNUSABLE[error.errno]}", file=sys.stderr)
         return FAILED
     except Exception as error:
         return crashed(error)
@@ -289,6 +299,17 @@ def check_arguments(parser: argparse.ArgumentParser) -> None:
         "--write",
         action="store_true",
         help="bring what is generated up to date: diagnosis, transcripts, the strength table",
+    )
+    parser.add_argument(
+        "--faults",
+        action="store_true",
+        help="only this: every fault, at length; writes docs/faults.md",
+    )
+    parser.add_argument(
+        "--repeat", type=int, default=3, help="with --faults: short runs under load (default: 3)"
+    )
+    parser.add_argument(
+        "--whole", type=int, default=0, help="with --faults: runs of all tests under load"
     )
 
 

@@ -22,6 +22,7 @@ from harness.paths import FIXTURES, SRC, STATE
 
 VERSION = 1
 RECORD = STATE / "record.json"
+WHEN = "%Y-%m-%dT%H:%M:%S%z"
 
 
 @dataclass
@@ -72,7 +73,7 @@ def set_aside(why: str) -> dict[str, Result]:
 
 def write(kata: Kata, rungs: dict[str, str], *, digest: str, reason: str, seconds: float) -> None:
     """Put one kata's result into the record, beside those of the others."""
-    when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    when = time.strftime(WHEN)
     with locked():
         results = read()
         results[kata.id] = Result(digest, rungs, reason, round(seconds, 2), when)
@@ -91,7 +92,7 @@ def remember(kata: str, result: Result) -> None:
 
 
 def history() -> list[dict[str, Any]]:
-    """All results ever recorded, oldest first; a line that was cut off is left out."""
+    """All results ever recorded, oldest first; a line that is not whole is left out."""
     found = []
     try:
         text = (STATE / "history.jsonl").read_text(encoding="utf-8", errors="replace")
@@ -100,6 +101,7 @@ def history() -> list[dict[str, Any]]:
     for line in text.splitlines():
         try:
             each = json.loads(line)
+            time.strptime(each["when"], WHEN)
             found.append({key: each[key] for key in ("when", "kata", "passed", "total")})
         except (ValueError, KeyError, TypeError):
             continue

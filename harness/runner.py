@@ -245,6 +245,15 @@ def tell(result: KataResult) -> None:
             print("".join(f"  | {text}\n" for text in result.output.splitlines()[-8:]), end="")
 
 
+def keep(result: KataResult, digest: str) -> None:
+    """Record the result; where that cannot be written, it was at least told."""
+    how = {"digest": digest, "reason": result.reason, "seconds": result.seconds}
+    try:
+        record.write(result.kata, result.rungs, **how)
+    except OSError as error:
+        print(f"kata: not recorded: {error.filename}: {error.strerror}", file=sys.stderr)
+
+
 def main(args: argparse.Namespace) -> int:
     """`kata test [NN ...] [--impl ...]`: run katas isolated, and record the learner's own."""
     katas = catalog.load()
@@ -259,13 +268,11 @@ def main(args: argparse.Namespace) -> int:
         for kata in chosen:
             digest = record.digest_of(kata)
             result = run(kata, impls, args.device)
+            tell(result)
             if not impls:
-                record.write(
-                    kata, result.rungs, digest=digest, reason=result.reason, seconds=result.seconds
-                )
+                keep(result, digest)
             reds += result.reds
             good = good and result.ok
-            tell(result)
     if reds:
         print()
         print("\n".join(message.screen(reds[0], reds[1:])))

@@ -177,7 +177,11 @@ def main(preload: Sequence[str]) -> None:
     gc.collect()
     gc.freeze()  # a child's collector does not touch, and so copy, what it shares with us
     while line := requests.readline():
-        os.write(answers, json.dumps(serve(json.loads(line), requests)).encode() + b"\n")
+        answer = serve(json.loads(line), requests)
+        try:
+            os.write(answers, json.dumps(answer).encode() + b"\n")
+        except BrokenPipeError:  # whoever asked was killed
+            return
 
 
 def serve(request: dict[str, Any], requests: Any) -> str:

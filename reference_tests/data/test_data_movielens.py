@@ -207,7 +207,7 @@ def test_decimal_commas_are_no_surplus_fields(tmp_path):
     fails(folder, 'ratings.csv, line 2: "1,10,4,5,900"')
     rows = ["movieId,title,genres", "10,A, The,Drama", "20,B, The,Drama", "30,C, The,Drama"]
     folder = write(tmp_path / "b", {**SET_CSV, "movies.csv": rows}, "utf-8")
-    fails(folder, "movies.csv, line 1", "the next line has more fields")
+    fails(folder, 'movies.csv, line 2: "10,A, The,Drama"', "3 fields, as in the header, not 4")
 
 
 def test_a_missing_header_is_named(tmp_path):

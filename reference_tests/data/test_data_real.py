@@ -34,11 +34,11 @@ POPULARITY = {"ml-100k": 0.04499, "ml-latest-small": 0.01943, "ml-1m": 0.01787}
 @pytest.mark.parametrize("name", sorted(SIZES))
 def test_a_published_set(name):
     path = folder(name)
-    begin = time.perf_counter()
+    begin = time.process_time()
     data = load(path)
     item_features(data), user_features(data)
-    seconds = time.perf_counter() - begin
-    assert seconds < 3, f"{name} took {seconds:.1f} s to load"
+    seconds = time.process_time() - begin
+    assert seconds < 3, f"{name} took {seconds:.1f} s of CPU to load"
     assert (
         data.num_users,
         data.num_items,

@@ -23,8 +23,9 @@ def checkout(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(strength=None, write=False):
-    return check.main(argparse.Namespace(strength=strength, write=write))
+def run(strength=None, write=False, faults=False):
+    args = {"strength": strength, "write": write, "faults": faults, "repeat": 2, "whole": 0}
+    return check.main(argparse.Namespace(**args))
 
 
 def test_good(checkout, capfd):
@@ -59,6 +60,17 @@ def test_strength_alone(checkout, capfd):
     assert "['03', '--write']" in out and "passed" not in out
     (checkout / "reference_tests" / "strength" / "__main__.py").write_text("raise SystemExit(1)\n")
     assert run([]) == 1
+
+
+def test_faults_alone(checkout, capfd):
+    (checkout / "reference_tests" / "faults").mkdir()
+    faults = checkout / "reference_tests" / "faults" / "__main__.py"
+    faults.write_text("import sys\n\nprint(sys.argv[1:])\n")
+    assert run(faults=True) == 0
+    out = capfd.readouterr().out
+    assert "['--repeat', '2', '--whole', '0']" in out and "passed" not in out
+    faults.write_text("raise SystemExit(1)\n")
+    assert run(faults=True) == 1
 
 
 def test_without_ruff_it_says_that_style_is_not_checked(checkout, capfd, monkeypatch):

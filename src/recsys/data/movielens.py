@@ -25,7 +25,9 @@ FORMATS = {  # format -> files, alternatives in the order of preference
     "csv": (("ratings.csv",), ("movies.csv",)),
 }
 AGES = np.array([18, 25, 35, 45, 50, 56])  # where a new age group begins, as in ml-1m
-YEAR = r".*\((\d{4})(?:[-\u2013]\d{0,4})?\)"  # the last year in brackets; of a series its first
+# the last year in brackets; of a series its first
+YEAR = r".*\(([0-9]{4})(?:[-\u2013][0-9]{0,4})?\)"
+MAX_GENRES = 1_000  # the table of films by genres is held in memory
 NO_GENRE = ("", "(no genres listed)", "unknown")
 RECONSTRUCTION = (
     "the ratings are a reconstruction: 13.4 % of the times are estimated, the order within each "
@@ -67,7 +69,7 @@ def _files(folder: Path) -> tuple[list[Path], Callable]:
 
 def _read_100k(data: Path, item: Path, genre: Path, user: Path) -> tuple[Ratings, Movies, Users]:
     ratings = Ratings(data.name, *read_ratings(data, "\t", "1 to 5"))
-    genres = read_lines(genre, r"(?P<name>[^|]+)\|(?P<code>\d+)", "genre|number")
+    genres = read_lines(genre, r"(?P<name>[^|]+)\|(?P<code>[0-9]{1,4})", "genre|number")
     names = genres["name"].to_list()
     if genres["code"].astype(int).to_list() != list(range(len(names))):
         raise DataError(f"{genre}: expected the genres numbered from 0, one after the other.")
@@ -80,7 +82,7 @@ def _read_100k(data: Path, item: Path, genre: Path, user: Path) -> tuple[Ratings
     flags = np.frombuffer("".join(table["flags"]).encode(), dtype=np.uint8)
     multi_hot = flags.reshape(len(table), len(names), 2)[:, :, 1] == ord("1")
     kept = [index for index, name in enumerate(names) if name not in NO_GENRE]
-    years = _years(table["title"], table["date"].str.extract(r"(\d{4})$")[0])
+    years = _years(table["title"], table["date"].str.extract(r"([0-9]{4})$")[0])
     movies = Movies(
         item.name,
         table["id"].to_numpy(np.int64),
@@ -91,7 +93,7 @@ def _read_100k(data: Path, item: Path, genre: Path, user: Path) -> tuple[Ratings
     )
     people = read_lines(
         user,
-        rf"(?P<id>{ID})\|(?P<age>\d{{1,3}})\|(?P<gender>[MF])\|(?P<job>[^|]+)\|(?P<zip>[^|]+)",
+        rf"(?P<id>{ID})\|(?P<age>[0-9]{{1,3}})\|(?P<gender>[MF])\|(?P<job>[^|]+)\|(?P<zip>[^|]+)",
         "user id|age|M or F|occupation|zip code",
     )
     return ratings, movies, _users(user.name, people)
@@ -104,7 +106,7 @@ def _read_1m(data: Path, movie: Path, user: Path) -> tuple[Ratings, Movies, User
     )
     people = read_lines(
         user,
-        rf"(?P<id>{ID})::(?P<gender>[MF])::(?P<age>\d{{1,3}})::(?P<job>\d+)::(?P<zip>.+)",
+        rf"(?P<id>{ID})::(?P<gender>[MF])::(?P<age>[0-9]{{1,3}})::(?P<job>[0-9]+)::(?P<zip>.+)",
         "user id::M or F::age::number of occupation::zip code",
     )
     people["job"] = people["job"].str.zfill(2)  # so that sorting as text is sorting as numbers
@@ -124,6 +126,11 @@ def _movies(file: str, table: pd.DataFrame) -> Movies:
     names = table["genres"].str.split("|").explode().str.strip()
     names = names[~names.isin(NO_GENRE)]
     codes, genre_names = pd.factorize(names, sort=True)
+    if len(genre_names) > MAX_GENRES:
+        raise DataError(
+            f"{file} has {len(genre_names):,} genres; expected at most {MAX_GENRES:,}, "
+            "separated by |."
+        )
     rows = table.index.get_indexer(names.index)
     genres = np.zeros((len(table), len(genre_names)), dtype=bool)
     genres[rows, codes] = True
@@ -152,7 +159,7 @@ def _users(file: str, table: pd.DataFrame) -> Users:
         "age": np.searchsorted(AGES, table["age"].to_numpy(np.int64), side="right"),
         "gender": (table["gender"] == "M").to_numpy(),
         "occupation": jobs,
-        "zip": table["zip"].str.extract(r"^(\d)")[0].fillna("10").to_numpy(np.int64),
+        "zip": table["zip"].str.extract(r"^([0-9])")[0].fillna("10").to_numpy(np.int64),
     }
     sizes = {"age": len(AGES) + 1, "gender": 2, "occupation": len(job_names), "zip": 11}
     features = {key: codes.astype(np.int64) for key, codes in features.items()}

@@ -17,7 +17,7 @@ import pandas as pd
 
 from recsys.data.errors import DataError
 
-ID = r"\d{1,18}"  # what surely fits into 64 bits
+ID = r"[0-9]{1,18}"  # what surely fits into 64 bits; \d would take the digits of all scripts
 COLUMNS = ("user id", "item id", "rating", "Unix time")
 CSV_HEADER = ("userId", "movieId", "rating", "timestamp")
 MOVIES_HEADER = ("movieId", "title", "genres")
@@ -66,27 +66,39 @@ def read_lines(path: Path, pattern: str, expected: str, encoding: str = "latin-1
 def read_movies(path: Path) -> pd.DataFrame:
     """A CSV file with a header that names movieId, title and genres, as text columns (id, ...)."""
     text = read_text(path, "utf-8-sig")
+    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header: list[str] = []
+    rows, begin = [], 1  # the line on which a row begins: a title in quotes may hold line ends
     try:
-        # without NA values: a film can be called "NA"
-        table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
-    except ValueError as error:  # the parser's message names the line
-        reason = str(error).strip().replace("Error tokenizing data. C error: ", "")
-        raise DataError(f"{path}: {reason}. Expected {', '.join(MOVIES_HEADER)}.") from None
-    header = ", ".join(MOVIES_HEADER)
-    missing = [name for name in MOVIES_HEADER if name not in table]
-    if missing or not isinstance(table.index, pd.RangeIndex):
-        lacks = f"{missing[0]} is missing" if missing else "the next line has more fields"
-        raise DataError(_message(path, 1, text.split("\n")[0], f"a header with {header} ({lacks})"))
-    if table.empty:
-        raise DataError(f"{path} holds no films, only a header.")
-    wrong = ~table["movieId"].str.fullmatch(ID).to_numpy(bool)
-    if wrong.any():
-        row = int(wrong.argmax())
-        raise DataError(
-            f'{path}, film {row + 1} after the header: movieId is "{table["movieId"][row]}" - '
-            "expected a whole number from 0 on."
-        )
-    return table.rename(columns={"movieId": "id"})
+        for fields in lines:
+            if any(field.strip() for field in fields):
+                if not header:
+                    header = fields
+                    _check_movies_header(path, begin, header)
+                elif len(fields) != len(header):
+                    expected = f"{len(header)} fields, as in the header, not {len(fields)}"
+                    raise DataError(_message(path, begin, ",".join(fields), expected))
+                elif not re.fullmatch(ID, fields[header.index("movieId")]):
+                    expected = "a movieId that is a whole number from 0 on"
+                    raise DataError(_message(path, begin, ",".join(fields), expected))
+                else:
+                    rows.append([fields[header.index(name)] for name in MOVIES_HEADER])
+            begin = lines.line_num + 1
+    except csv.Error as error:
+        line = text.split("\n")[begin - 1] if begin <= text.count("\n") + 1 else ""
+        expected = f"fields separated by commas ({error})"
+        raise DataError(_message(path, begin, line, expected)) from None
+    if not rows:
+        raise DataError(f"{path} holds no films{', only a header' if header else ''}. Expected "
+                        f"lines with {', '.join(MOVIES_HEADER)}.")  # fmt: skip
+    return pd.DataFrame(rows, columns=["id", *MOVIES_HEADER[1:]], dtype=object)
+
+
+def _check_movies_header(path: Path, number: int, header: list[str]) -> None:
+    missing = [name for name in MOVIES_HEADER if name not in header]
+    if missing:
+        expected = f"a header with {', '.join(MOVIES_HEADER)} ({missing[0]} is missing)"
+        raise DataError(_message(path, number, ",".join(header), expected))
 
 
 def read_ratings(path: Path, separator: str, scale: str) -> list[np.ndarray]:
@@ -186,6 +198,11 @@ def _expected(separator: str, scale: str) -> str:
 
 
 def _message(path: Path, number: int, line: str, expected: str) -> str:
-    shown = line if len(line) <= 80 else line[:77] + "..."
-    shown = shown.replace("\\", "\\\\").replace("\t", "\\t")
-    return f'{path}, line {number}: "{shown}" - expected {expected}.'
+    return f'{path}, line {number}: "{_shown(line)}" - expected {expected}.'
+
+
+def _shown(text: str) -> str:
+    """As it can go to a terminal: short, and nothing in it that a terminal would obey."""
+    text = text if len(text) <= 80 else text[:77] + "..."
+    text = text.replace("\\", "\\\\")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -7,7 +7,6 @@ import shutil
 import stat
 import tempfile
 import zipfile
-import zlib
 from pathlib import Path, PurePosixPath
 
 from recsys.data.errors import DataError
@@ -43,11 +42,15 @@ def unpack(archive: Path, folder: Path, *, limit: int = LIMIT, remove: bool = Fa
             if not folder.is_dir():  # else another process was faster, with the same files
                 raise
         return folder
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        damaged = True
+    except DataError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise DataError(
+                f"{archive} could not be unpacked to {folder}: {error.strerror}."
+            ) from None
+        damaged = True  # BadZipFile, and what each way of compressing raises of its own
         raise DataError(f"{archive} is not a whole zip file: {error}.") from None
-    except OSError as error:
-        raise DataError(f"{archive} could not be unpacked to {folder}: {error.strerror}.") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
         if remove and (damaged or folder.is_dir()):
