@@ -2,8 +2,8 @@
 
 `kata bench NN` runs a kata's timings (tests marked `benchmark`). `kata bench --loop` measures the
 learner's loop in a copy of the checkout: from a save to the verdict of `kata watch`, a cold
-`pytest`, the board, and `import torch` beside them. `kata bench --peers` is in peers.py,
-`kata bench --ablate` in ablate.py.
+`pytest`, the board, and `import torch` beside them. `--peers`, `--ablate` and `--ratings` are in
+files of their own.
 """
 
 from __future__ import annotations
@@ -39,12 +39,17 @@ def main(args: argparse.Namespace) -> int:
         from harness import ablate
 
         return ablate.main(args)
+    if args.ratings:
+        from harness import ratings
+
+        return ratings.main(args)
     if args.loop:
         chosen = args.katas or UNIT
         print("\n".join(loop([catalog.find(name) for name in chosen], args.rounds)))
         return 0
     if not args.katas:
-        raise UsageError("kata bench: which? NN of a kata, --loop, --peers or --ablate")
+        what = "--loop, --peers, --ablate or --ratings"
+        raise UsageError(f"kata bench: which? NN of a kata, {what}")
     folders = [str(catalog.find(name).folder) for name in args.katas]
     command = [sys.executable, "-m", "pytest", *folders, "-m", "benchmark", "-s"]
     command += [f"--impl={impl}" for impl in args.impl or ["mine"]]

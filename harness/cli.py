@@ -174,11 +174,14 @@ def bench_arguments(parser: argparse.ArgumentParser) -> None:
         "--peers", action="store_true", help="the recommender beside what others would use"
     )
     parser.add_argument("--ablate", action="store_true", help="what each part of it buys")
-    group = parser.add_argument_group("with --peers and --ablate")
+    parser.add_argument(
+        "--ratings", action="store_true", help="will a user like it? beside means and a library"
+    )
+    group = parser.add_argument_group("with --peers, --ablate and --ratings")
     data(group)
     group.add_argument("--seeds", type=int, default=3, metavar="N", help="of each (default: 3)")
     group.add_argument(
-        "--seconds", type=float, default=120, help="of CPU, to tune each peer (default: 120)"
+        "--seconds", type=float, default=120, help="of CPU, to tune each of --peers (default: 120)"
     )
     group.add_argument("--ties", choices=("row", "hash"), help="default: as the configuration says")
     group.add_argument("--only", action="append", metavar="NAME", help="this one; repeatable")
