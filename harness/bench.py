@@ -2,8 +2,8 @@
 
 `kata bench NN` runs a kata's timings (tests marked `benchmark`). `kata bench --loop` measures the
 learner's loop in a copy of the checkout: from a save to the verdict of `kata watch`, a cold
-`pytest`, the board, and `import torch` beside them. `--peers`, `--ablate` and `--ratings` are in
-files of their own.
+`pytest`, the board, and `import torch` beside them. `--peers`, `--ablate`, `--ratings` and
+`--speed` are in files of their own.
 """
 
 from __future__ import annotations
@@ -43,12 +43,16 @@ def main(args: argparse.Namespace) -> int:
         from harness import ratings
 
         return ratings.main(args)
+    if args.speed is not None:
+        from harness import speed
+
+        return speed.main(args)
     if args.loop:
         chosen = args.katas or UNIT
         print("\n".join(loop([catalog.find(name) for name in chosen], args.rounds)))
         return 0
     if not args.katas:
-        what = "--loop, --peers, --ablate or --ratings"
+        what = "--loop, --peers, --ablate, --ratings or --speed"
         raise UsageError(f"kata bench: which? NN of a kata, {what}")
     folders = [str(catalog.find(name).folder) for name in args.katas]
     command = [sys.executable, "-m", "pytest", *folders, "-m", "benchmark", "-s"]

@@ -171,13 +171,19 @@ def bench_arguments(parser: argparse.ArgumentParser) -> None:
         "--rounds", type=int, default=7, help="measurements of each thing (default: 7)"
     )
     parser.add_argument(
+        "--speed",
+        nargs="*",
+        metavar="PART",
+        help="training, step, evaluation (these are the default) or growth, beside peers and bound",
+    )
+    parser.add_argument(
         "--peers", action="store_true", help="the recommender beside what others would use"
     )
     parser.add_argument("--ablate", action="store_true", help="what each part of it buys")
     parser.add_argument(
         "--ratings", action="store_true", help="will a user like it? beside means and a library"
     )
-    group = parser.add_argument_group("with --peers, --ablate and --ratings")
+    group = parser.add_argument_group("with --peers, --ablate, --ratings, --speed")
     data(group)
     group.add_argument("--seeds", type=int, default=3, metavar="N", help="of each (default: 3)")
     group.add_argument(
@@ -185,6 +191,7 @@ def bench_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--ties", choices=("row", "hash"), help="default: as the configuration says")
     group.add_argument("--only", action="append", metavar="NAME", help="this one; repeatable")
+    group.add_argument("--device", default="cpu", help="cpu, cuda or auto (default: cpu)")
     group.add_argument("--out", metavar="FILE", help="where the table is written, too")
 
 

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from harness import encoders, evaluator, load, message, overlay, report
+from harness import encoders, evaluator, load, memory, message, overlay, report
 from harness.errors import LearnerError, UsageError
 from harness.paths import ROOT, STATE
+from harness.phases import Phases
 from harness.progress import Reporter
 
 LIST_LENGTH = 100  # recall@100 needs that many
@@ -28,6 +29,7 @@ STAGES = ("retrieval", "final")  # each gives ranked lists
 
 def main(args: argparse.Namespace) -> int:
     """Run the pipeline; 0, or 1 if the learner's code failed."""
+    memory.keep()
     impl = args.impl or ["mine"]
     overlay.install(overlay.resolve(impl, Path.cwd()))
     out = _out_folder(args)
@@ -69,29 +71,37 @@ def execute(
     from recsys.data.splits import make_split
 
     started = time.perf_counter()
+    phases = Phases()
     torch_device = resolve_device(device)
     out.mkdir(parents=True, exist_ok=True)
     with Reporter(out / "tensorboard") as reporter:
         reporter.stage(f"load {data}")
-        dataset = load_data(data, seed=seed, progress=reporter.download)
+        with phases("load"):
+            dataset = load_data(data, seed=seed, progress=reporter.download)
         config_path, config = load_config(config_name, dataset.name, overrides)
         written = copy.deepcopy(config)  # as the file says, for the report
         encoder = use_encoder(config)
         split = make_split(dataset, config["split"], ties=config["ties"], seed=seed)
-        outcome = learner(
-            lambda: _pipeline().run(
-                dataset, split, config, seed=seed, device=torch_device, log=reporter.log
+        pipeline = learner(_pipeline)
+        with phases.of(pipeline):
+            outcome = learner(
+                lambda: pipeline.run(
+                    dataset, split, config, seed=seed, device=torch_device, log=reporter.log
+                )
             )
-        )
-        cold = learner(
-            lambda: _pipeline().run_cold_start(
-                dataset, config, seed=seed, device=torch_device, log=reporter.log
-            )
-        )
+            with phases("cold start", whole=True):
+                cold = learner(
+                    lambda: pipeline.run_cold_start(
+                        dataset, config, seed=seed, device=torch_device, log=reporter.log
+                    )
+                )
         reporter.stage("judge the ranked lists")
-        judged = judge(dataset, split, outcome)
-        judged["cold_start"] = judge_cold_start(dataset, config, cold, seed, encoder)
-        judged["serving"] = serve(outcome["recommender"], config["serving"], reporter)
+        with phases("judge"):
+            judged = judge(dataset, split, outcome)
+            judged["cold_start"] = judge_cold_start(dataset, config, cold, seed, encoder)
+        with phases("serve"):
+            judged["serving"] = serve(outcome["recommender"], config["serving"], reporter)
+    seconds = time.perf_counter() - started
     result = {
         "impl": " ".join(impl),
         "parts": overlay.who(),
@@ -100,7 +110,8 @@ def execute(
         "device": _device_name(torch_device),
         "config": {"file": _relative(config_path), **written},
         "versions": versions(),
-        "seconds": round(time.perf_counter() - started, 2),
+        "seconds": round(seconds, 2),
+        "phases": phases.report(seconds),
         "data": {
             "name": dataset.name,
             "users": dataset.num_users,

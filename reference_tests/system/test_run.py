@@ -84,6 +84,18 @@ def test_the_figures_are_figures(finished):
     assert report["retrieval"]["peak_memory_mb"] > 50
 
 
+def test_where_the_seconds_went(finished):
+    _, out, report = finished
+    phases = {phase["name"]: phase["seconds"] for phase in report["phases"]}
+    assert {"load", "train retrieval", "candidate features", "cold start", "serve"} <= set(phases)
+    assert min(phases.values()) >= 0
+    assert sum(phases.values()) == pytest.approx(report["seconds"], abs=0.1)
+    # two models are trained, and the report has the seconds of the second
+    assert phases["train retrieval"] > report["retrieval"]["train_seconds"]
+    assert phases["the rest"] < 0.2 * report["seconds"]
+    assert "| train retrieval | " in (out / "report.md").read_text()
+
+
 def test_it_leaves_a_report_plots_curves_and_lists(finished):
     _, out, _ = finished
     for name in ("report.md", "training.png", "quality.png", "lists.npz"):
