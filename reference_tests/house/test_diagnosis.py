@@ -1,10 +1,12 @@
 """The diagnosis: what a probe's answer is, and when a mistake is named."""
 
 import math
+import time
 
 import pytest
 import torch
 
+from harness import diagnosis
 from harness.diagnosis import Known, name
 from harness.probe import Probe, agree, answer, simplified
 
@@ -133,3 +135,21 @@ def test_a_stub_gives_no_answer():
 def test_the_same_random_numbers_each_time():
     p = Probe("p", lambda: torch.rand(3), 1e-6)
     assert answer(p) == answer(p)
+
+
+def test_the_alarm_counts_cpu_time_and_ends_waiting_too():
+    """On a busy machine the same work takes longer on the wall: that must not silence anything."""
+
+    def spin():
+        while True:
+            pass
+
+    with diagnosis.alarm(0.2, waited=60.0) as late:
+        time.sleep(0.5)
+        assert not late
+        with pytest.raises(TimeoutError):
+            spin()
+    assert late
+    with diagnosis.alarm(60.0, waited=0.2) as late, pytest.raises(TimeoutError):
+        time.sleep(60.0)
+    assert late
