@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -75,7 +76,7 @@ class Candidate:
         import numpy as np
         import torch
 
-        settings = json.loads(Path(job).with_suffix(".json").read_text(encoding="utf-8"))
+        settings = settings_of(job)
         dataset, split = split_of(job)
         where = torch.device(device)
         found: dict[str, Any] = {}
@@ -106,7 +107,7 @@ class Candidate:
 
         import torch
 
-        settings = json.loads(Path(job).with_suffix(".json").read_text(encoding="utf-8"))
+        settings = settings_of(job)
         dataset, split = split_of(job)
         where = torch.device(device)
         from harness import load as clients
@@ -195,6 +196,13 @@ class Candidate:
                     seconds[name].append(self.time(name, device))
         eager, compiled = (statistics.median(seconds[name][3:]) for name in ways)
         return eager / compiled
+
+
+def settings_of(job: str) -> dict[str, Any]:
+    """The configuration of a job; each side caches its text vectors for itself."""
+    settings = json.loads(Path(job).with_suffix(".json").read_text(encoding="utf-8"))
+    settings["text"]["cache"] = os.path.join(tempfile.gettempdir(), "text")
+    return settings
 
 
 def split_of(job: str) -> tuple[Any, Any]:

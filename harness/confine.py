@@ -103,7 +103,10 @@ def children() -> set[int]:
 
 def system_folders() -> list[str]:
     """What a Python process needs to read, besides its own folders."""
-    fixed = "/usr /lib /lib64 /bin /sbin /etc /opt /sys /proc /nix /run/opengl-driver".split()
+    fixed = "/usr /lib /lib64 /bin /sbin /etc /opt /sys /nix /run/opengl-driver".split()
+    # not all of /proc: the environment of other processes would be there, tokens and all
+    of_proc = "self cpuinfo meminfo stat sys version filesystems devices driver loadavg".split()
+    fixed += [f"/proc/{name}" for name in of_proc]
     return [*fixed, sys.prefix, sys.base_prefix, os.path.dirname(os.path.realpath(sys.executable))]
 
 

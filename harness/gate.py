@@ -8,6 +8,7 @@ else. What the checkout itself holds is only compared.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import secrets
@@ -17,17 +18,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness import catalog, confine, events, message, runner, upstream
+from harness import catalog, confine, encoders, events, message, overlay, runner, upstream
 from harness.errors import UsageError
 from harness.paths import ROOT, SRC
 
 KATA = "10_integration"
+SYSTEM_SPEC = "test_system.py"  # its rungs judge the whole system: here it is done from outside
+MOVIELENS = "ml-100k"
+TOO_GOOD = 2.0  # times the reference's NDCG@10: such lists know the answers
 REQUIRABLE = ("movielens", "gpu")
 # What a child is told of the environment; above all no folder of data and no token of the CI.
 KEPT = ("PATH", "LANG", "TZ", "SYSTEMROOT", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
@@ -86,6 +90,7 @@ class Verdict:
     left_out: list[str] = field(default_factory=list)  # files of the learner that do not count
     as_reference: list[str] = field(default_factory=list)  # files that are the reference's text
     result: runner.KataResult | None = None
+    systems: list[Any] = field(default_factory=list)  # system.Verdict, one for each data set
     not_run: dict[str, str] = field(default_factory=dict)  # what -> why
     confined: bool = False
     seconds: float = 0.0
@@ -151,8 +156,6 @@ def folder_of(name: str, below: Sequence[str], cwd: Path) -> Folder:
 
 
 def layers_of(names: Sequence[str], cwd: Path) -> list[Path | None]:
-    from harness import overlay
-
     layers: list[Path | None] = []
     for name in names:
         if name == "reference":
@@ -231,10 +234,10 @@ def judge(
         tree = place / "tree"
         lay(folder, reference, tree, verdict)
         run_rungs(tree, place, verdict, timeout)
+        run_systems(reference, tree, place, verdict)
         touched = upstream.changed(tree, reference)
         if touched := [path for path in touched if not path.startswith(upstream.SOLUTION)]:
             verdict.reasons.append(f"changed while it ran: {', '.join(touched)}")
-    find_not_run(verdict)
     for what in required:
         if what in verdict.not_run:
             verdict.reasons.append(f"{what} is required, but: {verdict.not_run[what]}")
@@ -266,14 +269,17 @@ def end(process: int) -> None:
 def run_rungs(tree: Path, place: Path, verdict: Verdict, timeout: float) -> None:
     """The integration kata in its own process, with rungs among it that must be red."""
     kata = catalog.read(tree / "katas" / KATA)
-    wanted = kata.rungs
+    wanted = tuple(rung for rung in kata.rungs if rung.file != SYSTEM_SPEC)
     canaries = [f"{secrets.token_hex(3)}_is_whole" for _ in range(3)]
     canary_file = kata.folder / f"test_{secrets.token_hex(3)}.py"
     canary_file.write_text(CANARIES.format(*canaries), encoding="utf-8")
     command = ["-m", "pytest", str(kata.folder), "-q", "-c", "tox.ini", "--device", device()]
+    command.append(f"--ignore={kata.folder / SYSTEM_SPEC}")
     lines, reason, output, seconds = run_child(command, tree, place, timeout)
     canary_file.unlink(missing_ok=True)
     names = {f"test_{name}" for name in canaries}
+    kata = dataclasses.replace(kata)
+    kata.__dict__["rungs"] = wanted
     result = runner.KataResult(kata, output=output, seconds=seconds)
     runner.judge(result, [line for line in lines if line.get("rung") not in names], reason)
     verdict.result = result
@@ -294,21 +300,11 @@ def run_child(
 ) -> tuple[list[dict[str, Any]], str, str, float]:
     """Run python with `command` in the tree: events, why it ended badly, output, seconds."""
     room = Path(tempfile.mkdtemp(prefix="room-", dir=place))
-    (room / "home").mkdir()
     results = room / "results.jsonl"
     results.touch()
-    env = {k: v for k, v in os.environ.items() if k in KEPT or k.startswith("LC_")}
-    env |= {"HOME": str(room / "home"), "TMPDIR": str(room), "PYTHONDONTWRITEBYTECODE": "1"}
-    env |= {"PYTHONNOUSERSITE": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    launcher = [sys.executable, "-I", confine.__file__, "--read", str(tree), "--write", str(room)]
+    whole, env = confined(command, room, [tree])
     begin = time.monotonic()
-    child = runner.Child(
-        [*launcher, "--", sys.executable, *command],
-        results,
-        memory=device() == "cpu",
-        cwd=tree,
-        env=env,
-    )
+    child = runner.Child(whole, results, memory=device() == "cpu", cwd=tree, env=env)
     reason = child.wait(timeout)
     seconds = time.monotonic() - begin
     try:
@@ -316,6 +312,112 @@ def run_child(
     except (OSError, ValueError):
         lines, reason = [], reason or "its results cannot be read"
     return lines, reason, child.output(), seconds
+
+
+def confined(
+    command: list[str], room: Path, readable: Sequence[Path]
+) -> tuple[list[str], dict[str, str]]:
+    """Python with `command`, that may write in `room` and read some files; its environment."""
+    home = room / "home"
+    home.mkdir()
+    env = {k: v for k, v in os.environ.items() if k in KEPT or k.startswith("LC_")}
+    env |= {"HOME": str(home), "TMPDIR": str(room), "PYTHONDONTWRITEBYTECODE": "1"}
+    env |= {"PYTHONNOUSERSITE": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    launcher = [sys.executable, "-I", confine.__file__, "--write", str(room)]
+    launcher += [word for path in readable for word in ("--read", str(path))]
+    return [*launcher, "--", sys.executable, *command], env
+
+
+def run_systems(
+    reference: upstream.Reference, tree: Path, place: Path, verdict: Verdict
+) -> None:
+    """The learner's system beside the reference, on data whose test rows it is never given."""
+    from harness import system
+
+    if device() == "cpu":
+        verdict.not_run["gpu"] = "torch sees no GPU on this machine"
+    blocked = ""
+    if verdict.result is None or not verdict.result.ok:
+        blocked = "rungs are red"
+    elif "configs/system.yaml" not in reference.blobs:
+        blocked = f"{reference.name} says nothing of whole systems"
+    data = {"synthetic": blocked, "movielens": missing_movielens() or blocked}
+    verdict.not_run |= {name: why for name, why in data.items() if why}
+    if all(data.values()):
+        return
+    upstream_tree = place / "upstream"
+    lay(Folder("reference", [None], ROOT), reference, upstream_tree, Verdict("reference"))
+    overlay.install([overlay.Root("upstream", upstream_tree / "src")])
+    try:
+        for name in [name for name, why in data.items() if not why]:
+            run_system(system, name, tree, upstream_tree, verdict)
+    finally:
+        overlay.uninstall()
+        overlay.purge()
+
+
+def run_system(system: Any, name: str, tree: Path, upstream_tree: Path, verdict: Verdict) -> None:
+    """One data set: what is judged comes back as arrays in files, and nothing else is believed.
+
+    Generated data come from a seed that nobody knows, so the answers cannot be generated again.
+    """
+    try:
+        found = system.verdict(
+            [tree / "src"],
+            reference=[upstream_tree / "src"],
+            data=MOVIELENS if name == "movielens" else name,
+            data_seed=secrets.randbits(62),
+            device=device(),
+            launch=launcher(tree),
+            launch_reference=launcher(upstream_tree),
+        )
+    except Exception as error:  # whatever the learner's files did to what reads them
+        verdict.reasons.append(f"{name}: no result: {type(error).__name__}: {error}")
+        return
+    verdict.systems.append(found)
+    verdict.reasons += [f"{name}: {finding.says}" for finding in found.reds]
+    for finding in found.findings:
+        value, reference = (finding.detail.get(key, 0) for key in ("value", "reference"))
+        if finding.name == "final" and value > TOO_GOOD * reference > 0:
+            verdict.reasons.append(
+                f"{name}: {value / reference:.1f} times the reference's NDCG@10: too good for "
+                "anything but lists that know the answers"
+            )
+
+
+def launcher(tree: Path) -> Callable[[list[str], Path], subprocess.Popen]:
+    """How harness/system.py starts a side: it reads its tree and its data, writes in its folder."""
+
+    def launch(command: list[str], folder: Path) -> subprocess.Popen:
+        files = [folder.parent / name for name in ("data.npz", "data.json", "cold.npz")]
+        whole, env = confined(command, folder, [tree, encoders.TINY, *files])
+        process = subprocess.Popen(
+            whole,
+            cwd=tree,
+            env=env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        runner.limit(process.pid, "RLIMIT_FSIZE", runner.FILE_LIMIT)
+        if device() == "cpu":
+            runner.limit(process.pid, "RLIMIT_AS", runner.MEMORY_LIMIT)
+        return process
+
+    return launch
+
+
+def missing_movielens() -> str:
+    """Why MovieLens cannot be run, or ""; nothing is downloaded for a verdict."""
+    folder = os.environ.get("KATA_DATA")
+    if not folder:
+        return "KATA_DATA is not set"
+    own = Path(folder).expanduser()
+    there = (own / MOVIELENS).is_dir() or (own / f"{MOVIELENS}.zip").is_file()
+    if there or (own.is_dir() and own.resolve().name == MOVIELENS):
+        return ""
+    return f"KATA_DATA, {folder}, holds no {MOVIELENS}"
 
 
 def device() -> str:
@@ -333,12 +435,6 @@ device_found: list[str] = []
 GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA, AMD, Windows' Linux
 
 
-def find_not_run(verdict: Verdict) -> None:
-    verdict.not_run["movielens"] = "KATA_DATA is not set"
-    if device() == "cpu":
-        verdict.not_run["gpu"] = "torch sees no GPU on this machine"
-
-
 # --- what is said ---------------------------------------------------------------------------------
 
 
@@ -353,6 +449,10 @@ def summary(verdict: Verdict, reference: upstream.Reference) -> list[str]:
     difference = "as upstream" if not verdict.difference else "**differ**"
     lines.append(f"| specs, fixtures, harness, data package, settings, solution | {difference} |")
     lines.append(f"| {KATA} | {result.passed} of {total} rungs, {result.seconds:.0f} s |")
+    for found in verdict.systems:
+        for finding in found.findings:
+            says = finding.says if finding.good is not False else f"**{finding.says}**"
+            lines.append(f"| {found.data}, {finding.name} | {says} |")
     lines += [f"| {what} | not run: {why} |" for what, why in verdict.not_run.items()]
     lines.append(f"| compared with | {reference.name}, {reference.commit[:12]} |")
     held = "could reach only its own folder" if verdict.confined else "could read all files"
@@ -385,6 +485,7 @@ def as_json(verdict: Verdict, reference: upstream.Reference) -> dict[str, Any]:
             "total": len(result.kata.rungs),
             "red": [name for name, outcome in result.rungs.items() if outcome != "passed"],
         },
+        "system": [found.as_json() for found in verdict.systems],
         "not_run": verdict.not_run,
         "device": device(),
         "confined": verdict.confined,
