@@ -25,8 +25,10 @@ from harness.errors import UsageError
 from harness.paths import REFERENCE, ROOT
 
 UNIT = ("01", "02", "03", "04", "06")  # katas whose spec is a unit test of one small part
-COPIED = ("harness", "katas", "fixtures", "src", "docs", "configs", "reference_tests/solution")
-COPIED += ("conftest.py", "tox.ini", "pyproject.toml")
+COPIED = (
+    *("harness", "katas", "fixtures", "src", "docs", "configs", "reference_tests/solution"),
+    *("conftest.py", "tox.ini", "pyproject.toml"),
+)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -151,7 +153,7 @@ def watch(kata: Kata, checkout: Path, env: dict[str, str], rounds: int) -> dict[
         while not (found := re.search(pattern, said)):
             if time.monotonic() > end or process.poll() is not None:
                 raise RuntimeError(f"kata watch {kata.number} said no verdict:\n{said}")
-            said += (process.stdout.read() or b"").decode()
+            said += (process.stdout.read() or b"" if process.stdout else b"").decode()
             time.sleep(0.001)
         said = said[found.end() :]
 

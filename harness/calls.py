@@ -28,7 +28,7 @@ def last_call(frame: FrameType, line: int | None = None) -> Call | None:
     """The last call of learner code in `frame` up to `line`, or None if none is seen."""
     line = line or frame.f_lineno
     values = {**frame.f_globals, **frame.f_locals}
-    best = None
+    best: ast.Call | None = None
     for statement in statements(frame.f_code.co_filename, frame.f_code.co_firstlineno):
         if statement.lineno > line:
             break
@@ -37,7 +37,7 @@ def last_call(frame: FrameType, line: int | None = None) -> Call | None:
         for node in outermost(statement, values):
             best = node
             break
-    return best and Call(text_of(best, values), name_of(best.func, values))
+    return Call(text_of(best, values), name_of(best.func, values)) if best else None
 
 
 def seen(frame: FrameType, line: int | None = None) -> Call | None:
@@ -124,8 +124,10 @@ def name_of(func: ast.expr, values: dict[str, Any]) -> str:
 def text_of(call: ast.Call, values: dict[str, Any]) -> str:
     """The call with the shapes or values of its arguments."""
     func = call.func
-    learner = isinstance(func, ast.Attribute) and isinstance(func.value, ast.Name)
-    learner = learner and type(values.get(func.value.id)).__name__ == "Learner"
+    said = ast.unparse(func)
+    if isinstance(func, ast.Attribute) and isinstance(func.value, ast.Name):
+        if type(values.get(func.value.id)).__name__ == "Learner":
+            said = func.attr
     parts = [argument(node, values) for node in call.args]
     for keyword in call.keywords:
         given = keyword.value
@@ -136,7 +138,7 @@ def text_of(call: ast.Call, values: dict[str, Any]) -> str:
             parts += [f"{name}={described(value) or '...'}" for name, value in options]
         else:
             parts.append(f"**{ast.unparse(given)}")
-    return f"{func.attr if learner else ast.unparse(func)}({', '.join(parts)})"
+    return f"{said}({', '.join(parts)})"
 
 
 def argument(node: ast.expr, values: dict[str, Any], *, named: bool = False) -> str:

@@ -202,7 +202,7 @@ def hints_of(mark: ast.Call) -> tuple[str, ...]:
     return ()
 
 
-def says(node: ast.AST) -> str:
+def says(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
     """The first line of the docstring."""
     return (ast.get_docstring(node) or "").partition("\n")[0]
 

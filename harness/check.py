@@ -12,8 +12,10 @@ from harness.paths import REFERENCE_TESTS, ROOT
 
 # What a shell or a CI service may set and the result must not depend on. With CI, pytest prints
 # longer summaries and hypothesis takes another profile.
-FOREIGN = ("PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD", "PYTHONSTARTUP")
-FOREIGN += ("CI", "BUILD_NUMBER")
+FOREIGN = (
+    *("PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD", "PYTHONSTARTUP"),
+    *("CI", "BUILD_NUMBER"),
+)
 
 
 def main(args: argparse.Namespace) -> int:

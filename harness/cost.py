@@ -114,7 +114,7 @@ def count(function: Callable[[], Any]) -> Cost:
 def eagerly() -> Iterator[list[Any]]:
     """Run compiled code eagerly; gives a list that is not empty once there was some."""
     dynamo = sys.modules.get("torch._dynamo.eval_frame")
-    install = getattr(dynamo, "_maybe_set_eval_frame", None)
+    install: Any = getattr(dynamo, "_maybe_set_eval_frame", None)
     seen: list[Any] = []
 
     def not_compiling(callback: Any, *args: Any, **kwargs: Any) -> Any:

@@ -358,9 +358,9 @@ class DeviceFunctions(TorchFunctionMode):
         if waits and name == "numpy":
             text = f"numpy() of a tensor on the device ({described(first)}); .cpu() comes first"
             raise WrongDevice(Finding(text, self.meter.place()))
-        if waits:
+        if name is not None and waits:
             self.meter.sync(name)
-        if waits and func is Tensor.tolist:
+        if isinstance(first, Elsewhere) and waits and func is Tensor.tolist:
             return first.inner.tolist()
         DeviceFunctions.inside += 1
         self.meter.quiet += waits
@@ -403,7 +403,7 @@ class AnyGenerator(type(PlainGenerator)):  # type: ignore[misc]
         return isinstance(value, PlainGenerator) if cls is Generator else type(value) is cls
 
 
-class Generator(PlainGenerator, metaclass=AnyGenerator):
+class Generator(PlainGenerator, metaclass=AnyGenerator):  # type: ignore[misc,valid-type]
     """torch.Generator, which knows the device too."""
 
     def __new__(cls, device: Any = "cpu") -> Any:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+Seen = tuple[np.ndarray, np.ndarray]  # items seen, and where each user's begin (and the end)
+
 
 class InvalidLists(ValueError):
     """Ranked lists that cannot be judged; the message says why."""
 
 
-def seen_offsets(user: np.ndarray, item: np.ndarray, num_users: int) -> tuple[np.ndarray, ...]:
+def seen_offsets(user: np.ndarray, item: np.ndarray, num_users: int) -> Seen:
     """CSR of the items of each user: (values, offsets)."""
     order = np.argsort(user, kind="stable")
     offsets = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=num_users))])
@@ -22,7 +24,7 @@ def check_lists(
     *,
     num_users: int,
     num_items: int,
-    seen: tuple[np.ndarray, np.ndarray],
+    seen: Seen,
     length: int,
 ) -> None:
     """Refuse lists that are not what they should be.
@@ -95,7 +97,7 @@ def bootstrap_interval(
 
 
 def popularity_lists(
-    item: np.ndarray, num_items: int, seen: tuple[np.ndarray, np.ndarray], length: int
+    item: np.ndarray, num_items: int, seen: Seen, length: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """The most frequent items that each user has not seen: the baseline that validates the rest.
 

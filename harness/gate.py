@@ -34,8 +34,10 @@ MOVIELENS = "ml-100k"
 TOO_GOOD = 2.0  # times the reference's NDCG@10: such lists know the answers
 REQUIRABLE = ("movielens", "gpu")
 # What a child is told of the environment; above all no folder of data and no token of the CI.
-KEPT = ("PATH", "LANG", "TZ", "SYSTEMROOT", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
-KEPT += ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS", "CUDA_HOME")
+KEPT = (
+    *("PATH", "LANG", "TZ", "SYSTEMROOT", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES"),
+    *("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS", "CUDA_HOME"),
+)
 
 # Rungs that are red whatever the learner writes: green, they tell that somebody forges results.
 CANARIES = '''"""Further rungs of this kata."""

@@ -17,8 +17,10 @@ from typing import Any
 
 from harness.message import is_learner_file
 
-TOOLS = ("harness.spec", "harness.events", "harness.probe", "harness.diagnosis", "harness.plugin")
-TOOLS += ("_pytest.runner", "_pytest.outcomes")
+TOOLS = (
+    *("harness.spec", "harness.events", "harness.probe", "harness.diagnosis", "harness.plugin"),
+    *("_pytest.runner", "_pytest.outcomes"),
+)
 METHODS = (("_pytest.python", "Function", "runtest"), ("_pytest.reports", "TestReport", "__init__"))
 GRACE = 0.5  # seconds that a thread has to end
 

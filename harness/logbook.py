@@ -123,7 +123,7 @@ def plot(past: list[dict[str, Any]], standings: list[Standing], path: Path) -> b
     labels = [f"{kata.number} {kata.title}" for kata in katas]
     colours = plt.get_cmap("tab20").colors
     rows = [list(column) for column in zip(*passed, strict=True)]
-    axes.stackplot(when, rows, labels=labels, step="post", colors=colours)  # type: ignore[arg-type]
+    axes.stackplot(when, rows, labels=labels, step="post", colors=colours)
     axes.set_ylim(0, sum(each.total for each in standings))
     axes.set_ylabel("rungs passed")
     axes.xaxis.set_major_formatter(dates.ConciseDateFormatter(dates.AutoDateLocator()))

@@ -77,8 +77,8 @@ FIELDS = tuple(Red.__dataclass_fields__)
 
 def explain(error: BaseException, kata: Kata | None, test_file: Path) -> Red:
     """The facts about `error`, which a test in `test_file` ended with."""
-    while getattr(error, "exceptions", None):  # a group, as hypothesis raises for two failures
-        error = error.exceptions[0]
+    while nested := getattr(error, "exceptions", None):  # a group, as hypothesis raises for two
+        error = nested[0]
     red = Red(cause=f"{type(error).__name__}: {error}")
     stub = STUB.match(str(error))
     if stub and is_stub(error):
@@ -139,7 +139,7 @@ def unwritten(red: Red, kata: Kata | None, number: str, name: str, file: str) ->
 
 
 def syntax_error(red: Red, error: SyntaxError) -> None:
-    where = f"{shown(error.filename)}:{error.lineno}"
+    where = f"{shown(error.filename or '?')}:{error.lineno}"
     source = (error.text or "").rstrip("\n")
     bare = source.lstrip()
     caret = " " * max((error.offset or 1) - 1 - (len(source) - len(bare)), 0) + "^"
@@ -150,7 +150,7 @@ def syntax_error(red: Red, error: SyntaxError) -> None:
 
 
 def missing_module(red: Red, error: ModuleNotFoundError, kata: Kata | None) -> None:
-    file = f"src/{error.name.replace('.', '/')}.py"
+    file = f"src/{(error.name or '').replace('.', '/')}.py"
     red.facts = [("missing", f"there is no {file}")]
     if kata and file.removeprefix("src/recsys/") in kata.files:
         red.facts += [("the stub", f"comes back with: kata reset {kata.number}")]

@@ -263,7 +263,7 @@ def same_file(one: str | Path, other: str | Path) -> bool:
 def who() -> dict[str, str]:
     """Whose each learner file is: "yours", "stub", "reference", or the folder given to --impl."""
     katas = catalog.load()
-    files = {file: kata for kata in katas for file in kata.files}
+    files: dict[str, catalog.Kata | None] = {f: kata for kata in katas for f in kata.files}
     for path in sorted((REFERENCE / PACKAGE).rglob("*.py")):
         files.setdefault(path.relative_to(REFERENCE / PACKAGE).as_posix(), None)
     return {file: whose(file, kata) for file, kata in files.items()}

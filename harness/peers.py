@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -326,7 +327,7 @@ def judged(
     Raises:
         evaluator.InvalidLists: lists with what is known already, in the wrong order, ...
     """
-    size = {"num_users": known.num_users, "num_items": known.num_items}
+    size: dict[str, Any] = {"num_users": known.num_users, "num_items": known.num_items}
     evaluator.check_lists(*found, **size, seen=known.seen, length=LENGTH)
     ranks = evaluator.target_ranks(found[0][users], found[1][users], target)
     return evaluator.per_user(ranks, "ndcg", 10), evaluator.per_user(ranks, "hit_rate", 10)
@@ -392,8 +393,9 @@ def measure_ours(
     begin = time.process_time()
     for seed in range(seeds):
         outcome = run.learner(
-            lambda seed=seed: recsys.pipeline.run(
-                dataset, split, config, seed=seed, device=device, log=lambda *_: None
+            partial(
+                recsys.pipeline.run, dataset, split, config,
+                seed=seed, device=device, log=lambda *_: None,
             )
         )
         for stage, found in stages.items():

@@ -220,7 +220,7 @@ def pytest_runtest_makereport(
         rung=getattr(item, "originalname", None) or item.name,
         order=getattr(item, "kata_order", 0),
     )
-    if report.failed and own:
+    if report.failed and own and call.excinfo is not None:
         red = explained(item, call.excinfo.value, report, red)
         report.longrepr = "\n".join(message.screen(red))
     report.kata = red.as_dict()  # type: ignore[attr-defined]

@@ -48,7 +48,7 @@ def main(args: argparse.Namespace) -> int:
     except DataError as error:
         raise UsageError(str(error)) from None
     except LearnerError as error:
-        red = message.explain(error.__cause__, None, Path(__file__))
+        red = message.explain(error.__cause__ or error, None, Path(__file__))
         red.title = "The run stopped: the code of the recommender failed"
         print("\n" + "\n".join(message.screen(red)), file=sys.stderr)
         return 1
@@ -196,7 +196,11 @@ def intervals(ranks: np.ndarray, below: np.ndarray, name: str) -> dict[str, Any]
 
 
 def judge_cold_start(
-    dataset: Any, config: dict[str, Any], cold: dict[str, Any] | None, seed: int, encoder: str
+    dataset: Any,
+    config: dict[str, Any],
+    cold: dict[str, Any] | None,
+    seed: int,
+    encoder: str | None,
 ) -> dict[str, Any]:
     """Recall of items without any rating, beside what chance and plain text likeness give."""
     from recsys.data.splits import item_cold_start

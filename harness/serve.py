@@ -1,17 +1,19 @@
 """`python -m harness.serve`: train the pipeline once, then serve it until told to stop.
 
 What the Dockerfile runs. The trained recommender is loaded as the service starts, and again, that
-is trained again, by `POST /reload`; the service is reached when its warm-up is done.
+is trained again, by `POST /reload`; the service is reached when its warm-up is done. With `--log`
+each request leaves a line for `python -m harness.monitor`.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
 
-from harness import overlay, run
+from harness import monitor, overlay, run
 from harness.paths import ROOT, STATE
 from harness.progress import Reporter
 
@@ -26,8 +28,20 @@ def main(argv: list[str] | None = None) -> int:
     from recsys.inference.serving import create_app
 
     torch.set_num_threads(1)  # requests are small: threads would only wait for each other
-    app = create_app(lambda: recommender(args.data, args.set or []))
-    uvicorn.run(app, host=args.host, port=args.port, access_log=False, timeout_graceful_shutdown=30)
+    seen: dict[int, int] = {}
+
+    def loaded() -> Any:
+        made = recommender(args.data, args.set or [])
+        counts = made.seen[1][1:] - made.seen[1][:-1]
+        seen.update(zip(made.user_ids.tolist(), counts.tolist(), strict=True))
+        return made
+
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(open(args.log, "a", encoding="utf-8")) if args.log else None
+        app = monitor.RequestLog(create_app(loaded), log, seen.get)
+        uvicorn.run(
+            app, host=args.host, port=args.port, access_log=False, timeout_graceful_shutdown=30
+        )
     return 0
 
 
@@ -38,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--set", action="append", metavar="KEY=VALUE", help="of the configuration")
     made.add_argument("--host", default="127.0.0.1", help="0.0.0.0 in a container")
     made.add_argument("--port", type=int, default=8000)
+    made.add_argument("--log", metavar="FILE", help="a line for each request, for the monitor")
     return made
 
 

@@ -104,7 +104,7 @@ class Absent(BaseException):
     """Code that is not there; hypothesis lets it through instead of trying other examples."""
 
 
-def at_once(test: Test) -> Test:
+def at_once(test: Test) -> Callable[..., None]:
     """The test, whose first meeting with code that is not there ends the search."""
 
     @functools.wraps(test)
@@ -116,7 +116,7 @@ def at_once(test: Test) -> Test:
                 raise Absent(error) from None
             raise
 
-    return run  # type: ignore[return-value]
+    return run
 
 
 class Learner:
@@ -325,7 +325,7 @@ def fail(
     facts = [("called", called and called.text), ("looked at", what), ("came back", came_back)]
     facts += [("expected", expected), *more]
     told = [(label, text) for label, text in facts if text]
-    raise KataFailure(told, called and called.name) from cause
+    raise KataFailure(told, called.name if called else None) from cause
 
 
 # --- cost and devices -----------------------------------------------------------------------------

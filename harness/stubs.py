@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import ast
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import libcst as cst
@@ -138,7 +139,7 @@ class Emptied(cst.CSTTransformer):
             line = f"raise NotImplementedError({text})\n"
         else:
             line = f"raise NotImplementedError(\n    {text}\n)\n"
-        body = [cst.parse_statement(line)]
+        body: list[cst.BaseStatement] = [cst.parse_statement(line)]
         old = original_node.body
         if not isinstance(old, cst.IndentedBlock):  # def f(): return 1
             return updated_node.with_changes(body=cst.IndentedBlock(body=body))
@@ -221,7 +222,7 @@ def imported(tree: ast.Module) -> set[str]:
 
 
 def without(
-    body: tuple[cst.BaseStatement, ...], unused: set[str], prefix: str = ""
+    body: Sequence[cst.BaseStatement], unused: set[str], prefix: str = ""
 ) -> list[cst.BaseStatement]:
     """`body` less the definitions and imports in `unused`."""
     kept: list[cst.BaseStatement] = []
@@ -229,9 +230,9 @@ def without(
     for line in body:
         smaller = statement_without(line, unused, prefix)
         if smaller is None:
-            gap = gap or any(empty.comment is None for empty in line.leading_lines)
+            gap = gap or any(e.comment is None for e in getattr(line, "leading_lines", ()))
             continue
-        if gap and not smaller.leading_lines and hasattr(smaller, "leading_lines"):
+        if gap and getattr(smaller, "leading_lines", None) == ():
             smaller = smaller.with_changes(leading_lines=[cst.EmptyLine(indent=False)])
         gap = False
         kept.append(smaller)

@@ -30,8 +30,10 @@ from harness.catalog import Kata
 from harness.paths import ROOT
 
 # What katas import anyway; each costs between 0.1 s and 2 s.
-USUAL = ("torch", "numpy", "pytest", "torch.optim", "torch.testing", "torch._dynamo", "hypothesis")
-USUAL += ("harness.plugin", "harness.spec", "harness.diagnosis", "harness.probe")
+USUAL = (
+    *("torch", "numpy", "pytest", "torch.optim", "torch.testing", "torch._dynamo", "hypothesis"),
+    *("harness.plugin", "harness.spec", "harness.diagnosis", "harness.probe"),
+)
 
 
 def available() -> bool:
@@ -211,6 +213,7 @@ def serve(request: dict[str, Any], requests: Any) -> str:
         pass
     if code is None:
         os.waitpid(pid, 0)
+        return reason
     return reason or runner.ending(code)
 
 
@@ -231,7 +234,7 @@ def child(request: dict[str, Any]) -> NoReturn:
     except BaseException as error:
         if not isinstance(error, SystemExit):
             sys.excepthook(type(error), error, error.__traceback__)
-        code = error.code if isinstance(error, SystemExit) and error.code in (0, 1) else 70
+        code = int(error.code) if isinstance(error, SystemExit) and error.code in (0, 1) else 70
     finally:
         os._exit(code)
 

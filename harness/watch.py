@@ -190,8 +190,9 @@ def told(kata: Kata, stop: threading.Event, saved: Callable[[], None]) -> None:
     except ImportError:
         return polled(kata, stop, saved)
     before = contents(kata)
-    options = {"step": 5, "debounce": 20, "rust_timeout": 500, "yield_on_timeout": True}
-    for _ in watchfiles.watch(*places(kata), stop_event=stop, raise_interrupt=False, **options):
+    options: dict[str, Any] = {"step": 5, "debounce": 20, "rust_timeout": 500}
+    options |= {"yield_on_timeout": True, "raise_interrupt": False, "stop_event": stop}
+    for _ in watchfiles.watch(*places(kata), **options):
         now = contents(kata)
         if now != before:
             before = now

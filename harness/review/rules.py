@@ -10,6 +10,7 @@ import ast
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard, TypeVar
 
 from harness.review import Finding
 
@@ -17,6 +18,7 @@ Said = Iterator[tuple[ast.AST, str]]
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 LOOPS = (ast.For, ast.While)
+Node = TypeVar("Node", bound=ast.AST)
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Source:
             for child in ast.iter_child_nodes(node):
                 self.parent[child] = node
 
-    def all(self, *kinds: type) -> Iterator[ast.AST]:
+    def all(self, *kinds: type[Node]) -> Iterator[Node]:
         return (node for node in ast.walk(self.tree) if isinstance(node, kinds))
 
     def calls(self, *names: str) -> Iterator[ast.Call]:
@@ -61,7 +63,7 @@ class Source:
         return next((up for up in self.above(node) if isinstance(up, FUNCTIONS)), None)
 
     def functions(self) -> Iterator[Function]:
-        return self.all(*FUNCTIONS)  # type: ignore[return-value]
+        return self.all(*FUNCTIONS)
 
 
 RULES: list[Rule] = []
@@ -102,7 +104,7 @@ def matches(name: str, names: tuple[str, ...]) -> bool:
     return any(name == each or name.endswith(f".{each}") for each in names)
 
 
-def called(node: ast.AST, *names: str) -> bool:
+def called(node: ast.AST | None, *names: str) -> TypeGuard[ast.Call]:
     return isinstance(node, ast.Call) and matches(dotted(node.func), names)
 
 
@@ -283,11 +285,12 @@ def max_norm(source: Source) -> Said:
 )
 def hidden_modules(source: Source) -> Said:
     """self.layers = [nn.Linear(...), ...]"""
-    for node in source.all(ast.Assign, ast.AnnAssign):
+    found: list[ast.Assign | ast.AnnAssign] = [*source.all(ast.Assign), *source.all(ast.AnnAssign)]
+    for node in found:
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         own = any(dotted(t).startswith("self.") for t in targets)
         holder = isinstance(node.value, (ast.List, ast.ListComp, ast.Dict, ast.DictComp))
-        if own and holder:
+        if own and holder and node.value is not None:
             if any(dotted(each.func).startswith("nn.") for each in source.calls_in(node.value)):
                 yield node, f"{text_of(node)}: hold them in a ModuleList or ModuleDict"
 
@@ -398,8 +401,11 @@ def wait_in_step(source: Source) -> Said:
         if not (attribute or loss):
             continue
         function = source.function(node)
-        step = function is not None and function.name in ("forward", "train_step", "training_step")
-        step = step and "no_grad" not in ast.unparse(function)  # a frozen encoder trains nothing
+        step = (
+            function is not None
+            and function.name in ("forward", "train_step", "training_step")
+            and "no_grad" not in ast.unparse(function)  # a frozen encoder trains nothing
+        )
         loop = next((up for up in source.above(node) if isinstance(up, LOOPS)), None)
         if attribute and step or loop is not None and trains(loop):
             guarded = any(
@@ -521,9 +527,9 @@ def graph_kept(source: Source) -> Said:
     """total += loss, where loss.backward() is called."""
     for loop in source.all(*LOOPS):
         losses = {
-            dotted(node.func).removesuffix(".backward")
-            for node in ast.walk(loop)
-            if called(node, "backward")
+            dotted(call.func).removesuffix(".backward")
+            for call in source.calls_in(loop)
+            if called(call, "backward")
         } - {""}
         for node in ast.walk(loop):
             if isinstance(node, ast.AugAssign) and isinstance(node.value, ast.Name):

@@ -6,15 +6,17 @@ import re
 import shlex
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import pytest
 
 from harness import catalog, cli, stubs
 from harness.guide import file_of
 from harness.paths import REFERENCE, ROOT, SRC
+from reference_tests import pictures
 
 GUIDES = ROOT / "docs/guides"
-COMMAND = re.compile(r"(\./|python )?kata( (?!\d)|$)|(\.venv/bin/)?pytest |python -m ")
+COMMAND = re.compile(r"(\./|python )?kata( (?!\d)|$)|(\.venv/bin/)?(pytest |python -m )")
 IGNORED = {".venv", ".kata", "runs", "node_modules", "progress", ".tox"}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 SECTIONS = ["Concept", "Architecture", "Your Task", "Hints", "Checkpoint"]
@@ -106,6 +108,7 @@ def complaint(line):
     line = re.sub(r"\b(NN_name|NN|N)\b", "01", line).replace("[", "").replace("]", "")
     words = shlex.split(line)
     words = words[: words.index("|")] if "|" in words else words
+    words[0] = words[0].removeprefix(".venv/bin/")
     if words[0] == "python" and words[1] == "kata":
         words = words[1:]
     if words[0] in ("kata", "./kata"):
@@ -148,6 +151,48 @@ def test_cheap_commands_run(line):
     command = [sys.executable, "-m", "harness", *line.split()]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stdout, done.stderr
+
+
+# --- the README -----------------------------------------------------------------------------------
+
+README = ROOT / "README.md"
+
+
+def test_the_message_in_the_readme_is_one():
+    (shown,) = [block for block in blocks(README, "") if block.startswith("kata 03")]
+    assert shown in (ROOT / "reference_tests/transcripts/03_contrastive_loss.txt").read_text()
+
+
+def test_the_katas_in_the_readme():
+    rows = re.findall(r"^\| (\d\d) ([^|]+) \| ([^|]+) \| (\d+) \|$", prose(README), re.M)
+    wanted = [
+        (k.number, k.title, ", ".join(f"`{file}`" for file in k.files), f"{k.hours:g}")
+        for k in catalog.load()
+    ]
+    assert rows == wanted
+    core = sum(kata.hours for kata in catalog.load() if kata.track == "core")
+    assert f"about {core:g} hours" in prose(README)
+    assert f"{core:g} hours for the ten core katas" in prose(ROOT / "docs/ROADMAP.md")
+
+
+def test_the_strength_in_the_readme():
+    """What docs/spec-strength.md says of all katas."""
+    table = (ROOT / "docs/spec-strength.md").read_text(encoding="utf-8")
+    (row,) = [line for line in table.splitlines() if line.startswith("| **all** |")]
+    _, _, rejected, named, _, accepted, killed, *_ = [x.strip() for x in row.strip("|").split("|")]
+    accepted, right = re.findall(r"\d+", accepted)[:2]
+    for figure in (rejected, named, f"{int(right) - int(accepted)} of {right}", killed):
+        assert f"| {figure} |" in prose(README), figure
+
+
+@pytest.mark.parametrize("name", pictures.PICTURES)
+def test_pictures_are_current(name):
+    drawn = pictures.PICTURES[name]()
+    assert (pictures.FOLDER / name).read_text(encoding="utf-8") == drawn, (
+        "python -m reference_tests.pictures"
+    )
+    assert ElementTree.fromstring(drawn).tag.endswith("svg") and len(drawn) < 10_000
+    assert "prefers-color-scheme: dark" in drawn
 
 
 # --- the guides -----------------------------------------------------------------------------------

@@ -18,9 +18,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("schemathesis")
-from harness import overlay
 from harness.load import running
-from harness.paths import REFERENCE, ROOT
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
 USERS, ITEMS = 40, 90
@@ -49,20 +47,11 @@ def recommender():
 
 
 @pytest.fixture(scope="module")
-def address():
-    before = overlay.installed() if overlay.is_installed() else None
-    overlay.install(overlay.resolve([str(REFERENCE)], ROOT))
-    overlay.purge()
-    try:
-        from recsys.inference.serving import create_app
+def address(reference):
+    from recsys.inference.serving import create_app
 
-        with running(create_app(recommender)) as address:
-            yield address
-    finally:
-        overlay.uninstall()
-        overlay.purge()
-        if before:
-            overlay.install(before)
+    with running(create_app(recommender)) as address:
+        yield address
 
 
 def test_contract(address):

@@ -67,8 +67,8 @@ def _fetch(url: str, part: Path, progress: Callable | None) -> bool:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         if have and error.code == 416:  # nothing lies behind what we have
-            total = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", ""))
-            if total and int(total[1]) == have:
+            whole = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", ""))
+            if whole and int(whole[1]) == have:
                 return True
             part.unlink()
             return _fetch(url, part, progress)

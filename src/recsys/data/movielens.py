@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -50,7 +51,7 @@ def read_folder(folder: Path, name: str | None = None) -> Dataset:
     return dataset
 
 
-def _files(folder: Path) -> tuple[list[Path], Callable]:
+def _files(folder: Path) -> tuple[list[Path], Callable[..., Any]]:
     """The files of the format that the folder holds, and its reader."""
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder.")
@@ -118,7 +119,7 @@ def _read_csv(data: Path, movie: Path) -> tuple[Ratings, Movies, None]:
     return ratings, _movies(movie.name, read_movies(movie)), None
 
 
-READERS = {"100k": _read_100k, "1m": _read_1m, "csv": _read_csv}
+READERS: dict[str, Callable[..., Any]] = {"100k": _read_100k, "1m": _read_1m, "csv": _read_csv}
 
 
 def _movies(file: str, table: pd.DataFrame) -> Movies:

@@ -37,10 +37,11 @@ def chronological_order(dataset: Dataset, ties: str = "row", seed: int = 0) -> n
     """
     if ties not in TIES:
         raise ValueError(f"ties must be one of {', '.join(TIES)}, not {ties!r}.")
-    keys = (dataset.time, dataset.user)  # the last one sorts first; lexsort is stable
+    # the last one sorts first; lexsort is stable
+    keys: tuple[np.ndarray, ...] = (dataset.time, dataset.user)
     if ties == "hash":
         user, item = dataset.user_ids[dataset.user], dataset.item_ids[dataset.item]
-        keys = (_hash(_hash(_hash(np.int64(seed)) ^ _hash(user)) + _hash(item)), *keys)
+        keys = (_hash(_hash(_hash(np.asarray(seed)) ^ _hash(user)) + _hash(item)), *keys)
     return np.lexsort(keys)
 
 

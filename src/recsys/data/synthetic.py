@@ -172,8 +172,8 @@ def _watch(rng, films, taste, length, time) -> tuple[np.ndarray, np.ndarray, np.
         noise = rng.standard_exponential(logits.shape, dtype=np.float32).clip(1e-30)
         picked[u, step] = (logits - np.log(noise)).argmax(axis=1)
         score[u, picked[u, step]] = -np.inf
-    user, step = np.nonzero(np.arange(length.max()) < length[:, None])
-    return user, picked[user, step], time[user, step]
+    user, place = np.nonzero(np.arange(length.max()) < length[:, None])
+    return user, picked[user, place], time[user, place]
 
 
 def _rate(rng: np.random.Generator, fit: np.ndarray, user: np.ndarray, users: int) -> np.ndarray:
