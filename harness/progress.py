@@ -1,10 +1,15 @@
-"""Progress on the terminal and curves for TensorBoard."""
+"""Progress on the terminal, and curves for TensorBoard or Weights & Biases."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from harness.errors import UsageError
 
 
 class Reporter:
@@ -20,7 +25,10 @@ class Reporter:
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        self.folder = folder
         self.writer = SummaryWriter(str(folder))
+        self.wandb: Any = None
+        self.known: set[str] = set()  # stages that wandb was told of
         self.live = sys.stderr.isatty()
         self.name = ""
         self.started = self.printed = time.monotonic()
@@ -31,6 +39,33 @@ class Reporter:
     def __exit__(self, *exc: object) -> None:
         self._finish()
         self.writer.close()
+        if self.wandb is not None:
+            self.wandb.finish(exit_code=int(exc[0] is not None))
+
+    def track(self, config: Mapping[str, Any], name: str) -> None:
+        """Send the curves to Weights & Biases too, if `tracking` in the configuration says wandb.
+
+        Its own variables say how: WANDB_MODE=offline, WANDB_PROJECT, ...
+
+        Raises:
+            UsageError: another value, or the package is not installed.
+        """
+        where = config.get("tracking", "tensorboard")
+        if where not in ("tensorboard", "wandb"):
+            raise UsageError(f"tracking must be tensorboard or wandb, not {where!r}")
+        if where == "tensorboard":
+            return
+        try:
+            import wandb
+        except ImportError:
+            raise UsageError(
+                "tracking: wandb needs the package: "
+                ".venv/bin/pip install -c constraints.txt wandb"
+            ) from None
+        project = os.environ.get("WANDB_PROJECT", "recsys-katas")
+        self.wandb = wandb.init(
+            project=project, name=name, dir=str(self.folder), config=dict(config)
+        )
 
     def stage(self, name: str) -> None:
         """A new part of the run begins."""
@@ -42,7 +77,13 @@ class Reporter:
         """A point of a curve; opens the stage if it is a new one."""
         if stage != self.name:
             self.stage(stage)
-        self.writer.add_scalar(f"{stage}/{tag}".replace(" ", "_"), value, step)
+        curve = stage.replace(" ", "_")
+        self.writer.add_scalar(f"{curve}/{tag}", value, step)
+        if self.wandb is not None:
+            if curve not in self.known:  # each counts its own epochs
+                self.known.add(curve)
+                self.wandb.define_metric(f"{curve}/*", step_metric=f"{curve}/epoch")
+            self.wandb.log({f"{curve}/{tag}": value, f"{curve}/epoch": step})
         self._line(f"epoch {step}  {tag} {value:.4f}")
 
     def download(self, what: str, done: int, total: int | None) -> None:

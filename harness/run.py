@@ -80,6 +80,7 @@ def execute(
             dataset = load_data(data, seed=seed, progress=reporter.download)
         config_path, config = load_config(config_name, dataset.name, overrides)
         written = copy.deepcopy(config)  # as the file says, for the report
+        reporter.track({**written, "data": dataset.name, "seed": seed}, out.name)
         encoder = use_encoder(config)
         split = make_split(dataset, config["split"], ties=config["ties"], seed=seed)
         pipeline = learner(_pipeline)
