@@ -8,7 +8,7 @@ import urllib.request
 import numpy as np
 import pytest
 
-from harness import monitor
+from harness import monitor, serve
 from harness.load import running
 from harness.monitor import ALARM, GOOD, LOOK
 
@@ -146,22 +146,27 @@ def test_bad_input(tmp_path, capsys):
 
 
 @pytest.fixture
-def service(reference):
-    from recsys.inference.serving import Recommender, build_index, create_app
+def recommender(reference):
+    from recsys.inference.serving import Recommender, build_index
 
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(50, 8)).astype(np.float32)
-    return create_app(
-        Recommender(
-            user_ids=np.arange(100, 105),
-            user_vectors=rng.normal(size=(5, 8)).astype(np.float32),
-            item_ids=np.arange(1000, 1050),
-            titles=[f"film {i}" for i in range(50)],
-            index=build_index(vectors),
-            seen=(np.arange(9), np.array([0, 2, 2, 5, 6, 9])),
-            version="v1",
-        )
+    return Recommender(
+        user_ids=np.arange(100, 105),
+        user_vectors=rng.normal(size=(5, 8)).astype(np.float32),
+        item_ids=np.arange(1000, 1050),
+        titles=[f"film {i}" for i in range(50)],
+        index=build_index(vectors),
+        seen=(np.arange(9), np.array([0, 2, 2, 5, 6, 9])),
+        version="v1",
     )
+
+
+@pytest.fixture
+def service(recommender):
+    from recsys.inference.serving import create_app
+
+    return create_app(recommender)
 
 
 def post(address, body):
@@ -201,3 +206,17 @@ def test_a_log_that_cannot_be_written_costs_no_answer(service, capsys):
     with running(monitor.RequestLog(service, Full())) as address:
         assert [post(address, {"user_id": 100})[0] for _ in range(3)] == [200] * 3
     assert capsys.readouterr().err.count("the log stops: OSError: no space") == 1
+
+
+def test_the_server_writes_it(recommender, monkeypatch, tmp_path):
+    def run(app, **settings):
+        with running(app) as address:
+            for user in (100, 102):
+                assert post(address, {"user_id": user})[0] == 200
+
+    monkeypatch.setattr("uvicorn.run", run)
+    monkeypatch.setattr(serve.overlay, "install", lambda roots: None)
+    monkeypatch.setattr(serve, "recommender", lambda data, overrides: recommender)
+    log = tmp_path / "served.jsonl"
+    assert serve.main(["--log", str(log)]) == 0
+    assert [row["history"] for row in monitor.read(log)] == [2, 3]
