@@ -64,6 +64,40 @@ def test_the_ease_feature_weighs_the_history_by_recency(world):
     assert column(values, "ease")[2, 3] / 5 == pytest.approx(float(by_hand), abs=1e-6)
 
 
+def test_ease_with_other_decays_and_its_maximum(world):
+    made, history, values = features(world, world[1].train)
+    past = history[2][history[2] > 0] - 1
+    weights = made.ease[past, 3]
+    assert column(values, "ease_0")[2, 3] / 5 == pytest.approx(float(weights[0]), abs=1e-6)
+    assert column(values, "ease_1")[2, 3] / 5 == pytest.approx(float(weights.sum()), abs=1e-6)
+    assert column(values, "ease_max")[2, 3] / 5 == pytest.approx(float(weights.max()), abs=1e-6)
+
+
+def test_near_is_the_lift_in_either_direction(world):
+    made, history, values = features(world, world[1].train, decay=0.5)
+    sequences = Sequences(world[0], world[1].train)
+    steps = candidates._steps(sequences, world[0].num_items, 5)
+    share = made.popularity.exp() / made.popularity.exp().sum()
+    near = candidates._lift(steps + steps.T, share, 20.0)
+    past = history[1][history[1] > 0] - 1
+    weight = 0.5 ** torch.arange(len(past)).float()
+    wanted = float((near[past, 5] * weight).sum() / weight.sum())
+    assert column(values, "near_mean")[1, 5] == pytest.approx(wanted, abs=1e-5)
+    assert column(values, "near_max")[1, 5] == pytest.approx(float(near[past, 5].max()), abs=1e-5)
+
+
+def test_age_is_since_the_first_row(world):
+    dataset, split = world
+    made, _, _ = features(world, split.train)
+    rows = split.train[dataset.item[split.train] == 7]
+    moment = int(dataset.time[rows].min()) + 3 * 86400
+    none = torch.zeros(1, 3, dtype=torch.int64)
+    values = made(none, none[0, :1], torch.tensor([moment]), torch.tensor([[7]]))
+    assert float(column(values, "age")) == pytest.approx(np.log(4) - 4, abs=1e-5)
+    before = made(none, none[0, :1], torch.tensor([0]), torch.tensor([[7]]))
+    assert float(column(before, "age")) == pytest.approx(-4)
+
+
 def test_cosine_is_of_other_items_users(world):
     dataset, split = world
     made, history, values = features(world, split.train)
@@ -83,7 +117,9 @@ def test_next_item_is_a_smoothed_lift():
         user = torch.tensor([0, 0, 0, 1, 1])
 
     share = torch.tensor([0.5, 0.3, 0.2])
-    lift = candidates._lift(Log, share, range(1, 2), smoothing=4.0)
+    steps = candidates._steps(Log, 3, 2)
+    assert steps.tolist() == [[0.5, 1, 0], [1, 0, 1], [0, 0, 0]]  # two steps apart: a half
+    lift = candidates._lift(candidates._steps(Log, 3, 1), share, smoothing=4.0)
     # after item 0 came item 1 once; after item 1 came items 0 and 2
     assert lift[0, 1] == pytest.approx(np.log((1 + 4 * 0.3) / ((1 + 4) * 0.3)))
     assert lift[0, 2] == pytest.approx(np.log((0 + 4 * 0.2) / ((1 + 4) * 0.2)))

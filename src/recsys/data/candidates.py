@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from recsys.data.dataset import Dataset
 from recsys.data.sequences import Sequences
 
+EASE_DECAYS = (0.0, 0.5, 0.93, 1.0)  # beside the configured one; 0: the last item alone
 NAMES = (
     "ease",
+    *(f"ease_{decay:g}" for decay in EASE_DECAYS),
+    "ease_max",
     "next_item",
     "next_items",
+    "near_mean",
+    "near_max",
     "cosine_mean",
     "cosine_max",
     "popularity",
     "recent_popularity",
+    "season_popularity",
+    "age",
     "genre_match",
     "year",
     "year_distance",
     "history_length",
 )
+SEASON = 4  # half-lives of the recent popularity
 
 
 class CandidateFeatures:
@@ -33,12 +42,16 @@ class CandidateFeatures:
     With h_0, h_1, ... the user's history, most recent first, w_p = decay ** p, and c a candidate:
 
     - ease: ``sum_p w_p B[h_p, c]``, B the item-item weights of EASE (Steck 2019, "Embarrassingly
-      Shallow Autoencoders for Sparse Data", equation 8);
+      Shallow Autoencoders for Sparse Data", equation 8); ease_0.5 and so on: the same with another
+      decay; ease_max: the largest ``B[h_p, c]``;
     - next_item, next_items: log lift of c after h_0, directly and within five steps, smoothed:
       ``log((T[h, c] + m q_c) / ((T[h] + m) q_c))``; next_items is the w-weighted mean over h_p;
+    - near_mean, near_max: log lift of c within five steps before or after h_p, w-weighted mean and
+      maximum;
     - cosine_mean, cosine_max: cosine of the user sets of h_p and c, w-weighted mean and maximum;
-    - popularity: log count; recent_popularity: log of an exponentially decayed count before the
-      time of the request;
+    - popularity: log count; recent_popularity, season_popularity: log of an exponentially decayed
+      count before the time of the request, the second with SEASON times the half-life; age: log of
+      the days since the item's first row;
     - genre_match: cosine of genres with the w-weighted profile; year and its distance to the
       profile's; history_length: log of the number of known items, the same for all candidates.
 
@@ -67,14 +80,21 @@ class CandidateFeatures:
         count = torch.bincount(sequences.items - 1, minlength=items).float()
         together = seen.T @ seen
         norm = count.clamp(min=1).sqrt()
-        self.cosine = (together / norm[:, None] / norm).fill_diagonal_(0.0)
         self.ease = _ease(seen, together, l2)
+        self.cosine = together.div_(norm[:, None]).div_(norm).fill_diagonal_(0.0)
         share = (count + 1) / (count + 1).sum()
-        self.next_item = _lift(sequences, share, range(1, 2), smoothing)
-        self.next_items = _lift(sequences, share, range(1, 6), smoothing)
-        self.weights = decay ** torch.arange(max_history, dtype=torch.float32, device=device)
+        self.next_item = _lift(_steps(sequences, items, 1), share, smoothing)
+        steps = _steps(sequences, items, 5)
+        self.next_items = _lift(steps, share, smoothing)
+        self.near = _lift(steps + steps.T, share, smoothing)
+        place = torch.arange(max_history, dtype=torch.float32, device=device)
+        self.weights = torch.stack([d**place for d in (decay, *EASE_DECAYS)], dim=1)  # 0 ** 0 is 1
         self.popularity = (count + 1).log()
-        self._fit_recency(dataset, rows, half_life_days)
+        self.recent = _Recency(dataset, rows, half_life_days, self.device)
+        self.season = _Recency(dataset, rows, half_life_days * SEASON, self.device)
+        first = np.full(items, dataset.time[rows].max())
+        np.minimum.at(first, dataset.item[rows], dataset.time[rows])
+        self.first = torch.from_numpy(first).to(device)
         genres = torch.from_numpy(dataset.genres).float().to(device)
         self.genres = genres / genres.norm(dim=1, keepdim=True).clamp(min=1)
         known = dataset.years > 0
@@ -98,28 +118,35 @@ class CandidateFeatures:
         candidates = candidates.clamp(min=0)
         history = history[:, : self.max_history]
         past, is_item = (history - 1).clamp(min=0), history > 0
-        weight = self.weights[: history.shape[1]] * is_item  # (B, L)
-        mean_weight = weight / weight.sum(1, keepdim=True).clamp(min=1e-6)
+        weights = self.weights[: history.shape[1]] * is_item[:, :, None]  # (B, L, decays)
+        mean_weight = weights[:, :, 0] / weights[:, :, 0].sum(1, keepdim=True).clamp(min=1e-6)
         pair = past[:, :, None] * len(self.popularity) + candidates[:, None, :]  # (B, L, C)
 
-        def weighted(table: Tensor, w: Tensor) -> Tensor:
-            return torch.einsum("bl,blc->bc", w, table.view(-1)[pair])
+        def of_pairs(table: Tensor) -> Tensor:
+            return table.view(-1)[pair] * is_item[:, :, None]
 
-        cosine = self.cosine.view(-1)[pair]
+        def mean(values: Tensor) -> Tensor:
+            return torch.bmm(mean_weight[:, None], values)[:, 0]
+
+        ease, near, cosine = of_pairs(self.ease), of_pairs(self.near), of_pairs(self.cosine)
         last = self.next_item[past[:, 0]].gather(1, candidates) * is_item[:, :1]
-        genres = torch.einsum("bl,blg->bg", mean_weight, self.genres[past])
-        genres = genres / genres.norm(dim=1, keepdim=True).clamp(min=1e-6)
+        genres = F.normalize(torch.einsum("bl,blg->bg", mean_weight, self.genres[past]), dim=1)
         year = self.years[candidates]
         profile_year = (mean_weight * self.years[past]).sum(1, keepdim=True)
-        recent = self.recent[torch.bucketize(time, self.edges)]  # bins that ended before
+        days = (time[:, None] - self.first[candidates]).clamp(min=0) / 86400
         columns = [
-            weighted(self.ease, weight) * 5,
+            *(torch.bmm(weights.transpose(1, 2), ease) * 5).unbind(1),
+            ease.amax(1) * 5,
             last,
-            weighted(self.next_items, mean_weight),
-            torch.einsum("bl,blc->bc", mean_weight, cosine) * 10,
-            (cosine * is_item[:, :, None]).amax(1) * 5,
+            mean(of_pairs(self.next_items)),
+            mean(near),
+            near.amax(1),
+            mean(cosine) * 10,
+            cosine.amax(1) * 5,
             self.popularity[candidates] - self.popularity.mean(),
-            recent.gather(1, candidates),
+            self.recent(time).gather(1, candidates),
+            self.season(time).gather(1, candidates),
+            (days + 1).log() - 4,
             torch.einsum("bg,bcg->bc", genres, self.genres[candidates]),
             year,
             (year - profile_year).abs(),
@@ -127,8 +154,13 @@ class CandidateFeatures:
         ]
         return torch.stack(columns, dim=2)
 
-    def _fit_recency(self, dataset: Dataset, rows: np.ndarray, half_life_days: float) -> None:
-        """Decayed counts at the edges of time bins a quarter of the half-life wide."""
+
+class _Recency:
+    """Log of exponentially decayed counts, centred, at the edges of time bins."""
+
+    def __init__(
+        self, dataset: Dataset, rows: np.ndarray, half_life_days: float, device: torch.device
+    ) -> None:
         time = dataset.time[rows]
         width = max(1.0, half_life_days * 86400 / 4, (time.max() - time.min()) / 400)
         bins = ((time - time.min()) / width).astype(np.int64)
@@ -140,9 +172,13 @@ class CandidateFeatures:
         for b in range(num_bins):
             recent[b + 1] = decay * (recent[b] + counts[b])
         recent = np.log(recent + 0.1)
-        self.recent = torch.from_numpy(recent - recent.mean(1, keepdims=True)).to(self.device)
+        self.table = torch.from_numpy(recent - recent.mean(1, keepdims=True)).to(device)
         edges = time.min() + width * np.arange(1, num_bins + 1)
-        self.edges = torch.from_numpy(np.ceil(edges).astype(np.int64)).to(self.device)
+        self.edges = torch.from_numpy(np.ceil(edges).astype(np.int64)).to(device)
+
+    def __call__(self, time: Tensor) -> Tensor:
+        """(B,) seconds to (B, items); only bins that ended before count."""
+        return self.table[torch.bucketize(time, self.edges)]
 
 
 def _ease(seen: Tensor, together: Tensor, l2: float) -> Tensor:
@@ -159,15 +195,18 @@ def _ease(seen: Tensor, together: Tensor, l2: float) -> Tensor:
     return (inverse / -inverse.diagonal()).fill_diagonal_(0.0).contiguous()
 
 
-def _lift(sequences: Sequences, share: Tensor, gaps: range, smoothing: float) -> Tensor:
-    """Smoothed log lift of item j within the given numbers of steps after item i, (I, I)."""
-    items = len(share)
-    table = torch.zeros(items * items, device=share.device)
+def _steps(sequences: Sequences, items: int, most: int) -> Tensor:
+    """How often item j came 1 to `most` steps after item i, a step of g counted 1 / g: (I, I)."""
+    table = torch.zeros(items * items, device=sequences.items.device)
     item, user = sequences.items - 1, sequences.user
-    for gap in gaps:
+    for gap in range(1, most + 1):
         same = user[gap:] == user[:-gap]
         pair = item[:-gap][same] * items + item[gap:][same]
-        table.index_add_(0, pair, torch.full((len(pair),), 1.0 / gap, device=share.device))
-    table = table.view(items, items)
+        table.index_add_(0, pair, torch.full((len(pair),), 1.0 / gap, device=table.device))
+    return table.view(items, items)
+
+
+def _lift(table: Tensor, share: Tensor, smoothing: float) -> Tensor:
+    """Smoothed log lift of item j after item i, from counts (I, I) and shares of all (I,)."""
     total = table.sum(1, keepdim=True)
     return ((table + smoothing * share) / ((total + smoothing) * share)).log()
