@@ -2,8 +2,8 @@
 
 `kata bench NN` runs a kata's timings (tests marked `benchmark`). `kata bench --loop` measures the
 learner's loop in a copy of the checkout: from a save to the verdict of `kata watch`, a cold
-`pytest`, the board, and `import torch` beside them. `--peers`, `--ablate`, `--ratings` and
-`--speed` are in files of their own.
+`pytest`, the board, and `import torch` beside them. `--peers`, `--ablate`, `--ratings`,
+`--cold` and `--speed` are in files of their own.
 """
 
 from __future__ import annotations
@@ -41,6 +41,10 @@ def main(args: argparse.Namespace) -> int:
         from harness import ablate
 
         return ablate.main(args)
+    if args.cold:
+        from harness import cold
+
+        return cold.main(args)
     if args.ratings:
         from harness import ratings
 
@@ -54,7 +58,7 @@ def main(args: argparse.Namespace) -> int:
         print("\n".join(loop([catalog.find(name) for name in chosen], args.rounds)))
         return 0
     if not args.katas:
-        what = "--loop, --peers, --ablate, --ratings or --speed"
+        what = "--loop, --peers, --ablate, --ratings, --cold or --speed"
         raise UsageError(f"kata bench: which? NN of a kata, {what}")
     folders = [str(catalog.find(name).folder) for name in args.katas]
     command = [sys.executable, "-m", "pytest", *folders, "-m", "benchmark", "-s"]

@@ -183,7 +183,10 @@ def bench_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ratings", action="store_true", help="will a user like it? beside means and a library"
     )
-    group = parser.add_argument_group("with --peers, --ablate, --ratings, --speed")
+    parser.add_argument(
+        "--cold", action="store_true", help="items without a rating, beside what others do"
+    )
+    group = parser.add_argument_group("with --peers, --ablate, --ratings, --cold, --speed")
     data(group)
     group.add_argument("--seeds", type=int, default=3, metavar="N", help="of each (default: 3)")
     group.add_argument(

@@ -382,7 +382,7 @@ def measure(
     """Figures of every method under both protocols, what the plot needs, and the text encoder."""
     import torch
 
-    from recsys.data.ratings import content_vectors
+    from recsys.data.features import content_vectors
     from recsys.data.splits import global_time
     from recsys.pipeline import reduced, text_vectors
 

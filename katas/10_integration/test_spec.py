@@ -53,6 +53,7 @@ CONFIG = {
         "item_features": ["text", "genres"],
         "max_history": 9,
         "epochs": 2,
+        "factors": 5,
         "ridge": 1.0,
         "weights": {"text": 1.0, "tower": 0.5, "projection": 0.5},
     },

@@ -12,7 +12,8 @@ import torch
 from harness import overlay, ratings
 from harness.errors import UsageError
 from harness.paths import REFERENCE, ROOT
-from recsys.data.ratings import DECAYS, PROTOCOLS, content_vectors, rating_table, shrunk_means
+from recsys.data.features import content_vectors
+from recsys.data.ratings import DECAYS, PROTOCOLS, rating_table, shrunk_means
 from recsys.data.splits import global_time
 from recsys.data.synthetic import generate
 

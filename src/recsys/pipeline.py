@@ -319,15 +319,35 @@ def run_cold_start(
 ) -> dict[str, Any] | None:
     """Recommend items that nobody has rated, from their content alone; the caller judges.
 
-    A share of the items loses all its rows. A tower that sees items by their content only is
-    trained on the others; whoever has no rating has a place in its space like everyone else. A
-    projection learns the same from the text alone. A user is the mean of what they chose, and
-    a cold item is scored by the weighted sum of three cosines: of the texts themselves, of the
-    tower's places, and with the projected place.
+    A share of the items loses all its rows, and the others are what is learnt from. A cold item is
+    scored by the weighted sum of three parts, each of unit deviation over a user's items; one whose
+    weight is 0 is left out:
+
+    - text: likeness of its text to those of what the user chose;
+    - tower: the same in the space of a tower that sees items by their content only;
+    - projection: factors of who chose what, and a projection of content to the items' factors.
 
     Returns:
         None without a text encoder, else ``{"text": (num_items, W) vectors, "items", "scores":
-        (num_users, k) of cold items, best first}``; the split is
+        (num_users, k) of cold items, best first, "all_items": (num_users, k) of all items that the
+        user has not chosen}``; the split is
         ``item_cold_start(dataset, fraction=config["fraction"], seed=seed)``.
     """
     raise NotImplementedError("kata 10: write run_cold_start in src/recsys/pipeline.py")
+
+
+def choice_factors(
+    user: Tensor, item: Tensor, num_users: int, num_items: int, dim: int
+) -> tuple[Tensor, Tensor]:
+    """Vectors whose products come closest to the table of who chose what (n pairs, each once).
+
+    Returns:
+        users (num_users, dim) and items (num_items, dim) of the truncated singular value
+        decomposition, the singular values with the items; torch's random state is used.
+    """
+    ones = torch.ones(len(user), device=user.device)
+    table = torch.sparse_coo_tensor(
+        torch.stack([user, item]), ones, (num_users, num_items), check_invariants=False
+    )
+    left, values, right = torch.svd_lowrank(table, q=min(dim + 8, num_users, num_items), niter=6)
+    return left[:, :dim], right[:, :dim] * values[:dim]

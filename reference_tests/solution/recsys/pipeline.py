@@ -18,6 +18,7 @@ from recsys.data.candidates import CandidateFeatures
 from recsys.data.dataset import Dataset
 from recsys.data.features import (
     Feature,
+    content_vectors,
     history_feature,
     item_features,
     item_texts,
@@ -655,15 +656,18 @@ def run_cold_start(
 ) -> dict[str, Any] | None:
     """Recommend items that nobody has rated, from their content alone; the caller judges.
 
-    A share of the items loses all its rows. A tower that sees items by their content only is
-    trained on the others; whoever has no rating has a place in its space like everyone else. A
-    projection learns the same from the text alone. A user is the mean of what they chose, and
-    a cold item is scored by the weighted sum of three cosines: of the texts themselves, of the
-    tower's places, and with the projected place.
+    A share of the items loses all its rows, and the others are what is learnt from. A cold item is
+    scored by the weighted sum of three parts, each of unit deviation over a user's items; one whose
+    weight is 0 is left out:
+
+    - text: likeness of its text to those of what the user chose;
+    - tower: the same in the space of a tower that sees items by their content only;
+    - projection: factors of who chose what, and a projection of content to the items' factors.
 
     Returns:
         None without a text encoder, else ``{"text": (num_items, W) vectors, "items", "scores":
-        (num_users, k) of cold items, best first}``; the split is
+        (num_users, k) of cold items, best first, "all_items": (num_users, k) of all items that the
+        user has not chosen}``; the split is
         ``item_cold_start(dataset, fraction=config["fraction"], seed=seed)``.
     """
     text = text_vectors(dataset, config["text"], device)
@@ -677,38 +681,81 @@ def run_cold_start(
     }
     split = item_cold_start(dataset, fraction=cold_config["fraction"], seed=seed)
     data = RetrievalData(dataset, split.train, settings, device, text)
-    model, _ = train_retrieval(
-        data,
-        settings,
-        seed=seed,
-        device=device,
-        epochs=cold_config["epochs"],
-        log=lambda tag, value, step: log("train retrieval for cold start", tag, value, step),
-    )
     cold = torch.from_numpy(split.cold_items).to(device)
-    warm = torch.bincount(data.sequences.items - 1, minlength=dataset.num_items) > 0
     user, item = data.sequences.user, data.sequences.items - 1
+    weights = {name: weight for name, weight in cold_config["weights"].items() if weight}
+    parts: dict[str, tuple[Tensor, Tensor]] = {}  # vectors of users and items
 
-    def likeness(vectors: Tensor, places: Tensor) -> Tensor:
-        """Scores of cold places by the mean vector of what each user chose."""
-        mean = vectors.new_zeros(dataset.num_users, vectors.shape[1])
-        return F.normalize(mean.index_add_(0, user, vectors[item]), dim=1) @ places.T
-
-    with torch.no_grad():
-        vectors = model.item_tower(data.items)
-        projection = TextProjection.fit(text[warm], vectors[warm], ridge=cold_config["ridge"])
-        weights = cold_config["weights"]
-        scores = (
-            weights["text"] * likeness(text, text[cold])
-            + weights["tower"] * likeness(vectors, vectors[cold])
-            + weights["projection"] * likeness(vectors, projection(text[cold]))
+    def chosen(vectors: Tensor) -> Tensor:
+        """Sum of the vectors of what each user chose."""
+        return vectors.new_zeros(dataset.num_users, vectors.shape[1]).index_add_(
+            0, user, vectors[item]
         )
-        scores, order = scores.topk(min(10, len(cold)), dim=1)
+
+    if "text" in weights:
+        parts["text"] = chosen(text), text
+    if "tower" in weights:
+        model, _ = train_retrieval(
+            data,
+            settings,
+            seed=seed,
+            device=device,
+            epochs=cold_config["epochs"],
+            log=lambda tag, value, step: log("train retrieval for cold start", tag, value, step),
+        )
+        with torch.no_grad():
+            vectors = model.item_tower(data.items)
+        parts["tower"] = chosen(vectors), vectors
+    if "projection" in weights:
+        torch.manual_seed(seed)  # the decomposition starts from random vectors
+        users, factors = choice_factors(
+            user, item, dataset.num_users, dataset.num_items, cold_config["factors"]
+        )
+        content = torch.from_numpy(content_vectors(dataset, text.cpu().numpy())).float().to(device)
+        warm = torch.bincount(item, minlength=dataset.num_items) > 0
+        projection = TextProjection.fit(content[warm], factors[warm], ridge=cold_config["ridge"])
+        parts["projection"] = users, projection(content)
+
+    def score(index: Tensor) -> Tensor:
+        """Users by index, (B,), to scores of all items, (B, num_items)."""
+        total = torch.zeros(len(index), dataset.num_items, device=device)
+        for name, (users, items) in parts.items():
+            part = users[index] @ items.T
+            total += weights[name] * part / part.std(1, keepdim=True).clamp(min=1e-9)
+        return total
+
+    def ranked(score: Callable[[Tensor], Tensor], seen: tuple[Tensor, Tensor]) -> Any:
+        lists = full_ranking(
+            score, dataset.num_users, seen=seen, k=10, chunk_size=settings["chunk_size"]
+        )
+        return [part.cpu().numpy() for part in lists]
+
+    nothing = item[:0], torch.zeros_like(data.sequences.start)
+    items, scores = ranked(lambda index: score(index)[:, cold], nothing)
+    everything, _ = ranked(score, (item, data.sequences.start))
     return {
         "text": text.cpu().numpy(),
-        "items": cold[order].cpu().numpy(),
-        "scores": scores.cpu().numpy(),
+        "items": split.cold_items[items],
+        "scores": scores,
+        "all_items": everything,
     }
+
+
+def choice_factors(
+    user: Tensor, item: Tensor, num_users: int, num_items: int, dim: int
+) -> tuple[Tensor, Tensor]:
+    """Vectors whose products come closest to the table of who chose what (n pairs, each once).
+
+    Returns:
+        users (num_users, dim) and items (num_items, dim) of the truncated singular value
+        decomposition, the singular values with the items; torch's random state is used.
+    """
+    ones = torch.ones(len(user), device=user.device)
+    table = torch.sparse_coo_tensor(
+        torch.stack([user, item]), ones, (num_users, num_items), check_invariants=False
+    )
+    left, values, right = torch.svd_lowrank(table, q=min(dim + 8, num_users, num_items), niter=6)
+    return left[:, :dim], right[:, :dim] * values[:dim]
 
 
 def _merge(train: np.ndarray, validation: np.ndarray, dataset: Dataset) -> np.ndarray:

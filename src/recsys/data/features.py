@@ -80,6 +80,14 @@ def item_texts(dataset: Dataset) -> list[str]:
     ]
 
 
+def content_vectors(dataset: Dataset, text: np.ndarray | None) -> np.ndarray:
+    """(I, W) what items are apart from ratings: text vectors, if any, genres and the decade."""
+    genres = dataset.genres / np.sqrt(dataset.genres.sum(1, keepdims=True).clip(1))
+    decade = np.where(dataset.years > 0, (dataset.years - 1990) / 20, 0.0)[:, None]
+    parts = [genres - genres.mean(0), decade]
+    return np.concatenate(parts if text is None else [text, *parts], axis=1)
+
+
 def _natural(title: str) -> str:
     """The title in its natural order; MovieLens files "American President, The (1995)"."""
     return re.sub(rf"^(.*), ({ARTICLES})(?=$| \()", r"\2 \1", title) or "Unknown title"
