@@ -8,6 +8,7 @@ else. What the checkout itself holds is only compared.
 from __future__ import annotations
 
 import argparse
+import atexit
 import dataclasses
 import json
 import os
@@ -176,6 +177,7 @@ def is_word(name: str) -> bool:
 def written() -> Path:
     """A root with the learner files of this checkout that are no stubs."""
     made = Path(tempfile.mkdtemp(prefix="kata-mine-"))
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
     (made / "recsys").mkdir()
     for kata in catalog.load():
         for file in kata.files:

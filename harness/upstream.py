@@ -213,6 +213,8 @@ def same(file: Path, mode: str, name: str) -> bool:
     """Whether a file is the blob called `name`, line ends aside (Windows checks out others)."""
     if file.is_symlink():
         return mode == "120000" and blob_id(os.fsencode(os.readlink(file)), len(name)) == name
+    if not file.is_file():  # nothing, a folder, or a pipe that would never end
+        return False
     try:
         data = file.read_bytes()
     except OSError:

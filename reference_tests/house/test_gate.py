@@ -190,11 +190,13 @@ def test_removed_linked_or_compiled_is_red(fork):
     spec = fork.root / "katas/10_integration/test_spec.py"
     spec.rename(fork.root / "elsewhere.py")
     spec.symlink_to(fork.root / "elsewhere.py")
+    (fork.root / "configs/default.yaml").unlink()
+    os.mkfifo(fork.root / "configs/default.yaml")
     fork.write("harness/__pycache__/evaluator.cpython-311.pyc", "x")
     fork.git("add", "-f", "harness/__pycache__/evaluator.cpython-311.pyc")
     _, verdict = fork.gate()
     assert verdict["differences"] == {
-        "changed": ["katas/10_integration/test_spec.py"],
+        "changed": ["configs/default.yaml", "katas/10_integration/test_spec.py"],
         "removed": ["fixtures/10_integration/golden.txt"],
         "added": ["harness/__pycache__/evaluator.cpython-311.pyc"],
     }
@@ -263,6 +265,15 @@ def test_required_and_not_run_is_red(fork):
     code, verdict = fork.gate("--require", "movielens,gpu")
     assert code == 1 and len(verdict["reasons"]) == 2
     assert "KATA_DATA is not set" in verdict["reasons"][0]
+
+
+def test_mine_is_the_reference_in_the_gaps(fork):
+    fork.git("checkout", "-q", "v0.3.0", "src")
+    assert fork.gate()[0] == 1, "stubs"
+    fork.write("src/recsys/models/scale.py", "def scale(x):\n    return x + x\n")
+    code, verdict = fork.gate("--impl", "mine")
+    assert code == 0 and "pipeline.py" in verdict["same_as_reference"]
+    assert "models/scale.py" not in verdict["same_as_reference"]
 
 
 def test_many_folders_are_judged_each_for_itself(fork, tmp_path):
