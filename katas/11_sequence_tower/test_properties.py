@@ -43,7 +43,7 @@ def defined(states, target, catalogue, temperature, sample, log_q):
         "corrected": st.booleans(),
         "temperature": st.sampled_from([0.05, 0.3, 1.0, 4.0]),
     },
-    examples=20,
+    examples=12,
 )
 def test_any_batch(target, sample, corrected, temperature):
     """Any batch with any options has the loss of the definition, and its gradients."""

@@ -131,6 +131,27 @@ def test_windows_against_a_loop():
     assert sequences.history(torch.from_numpy(position), 7).tolist() == expected
 
 
+def test_windows_to_learn_from_at_every_place():
+    """Ends counted back from a user's last row; moved forward at random, never past it."""
+    sequences = Sequences(DATA, ROWS)  # users 0 0 0 2 2 3, items 4 1 2 | 2 3 | 4
+    assert sequences.window_ends(1).tolist() == [1, 2, 4]
+    assert sequences.window_ends(2).tolist() == [2, 4]
+    user = np.repeat([0, 1, 2], [9, 1, 4])
+    data = replace(DATA, user=user, item=np.arange(14), time=np.arange(14),
+                   user_ids=np.arange(20))  # fmt: skip
+    sequences = Sequences(data, np.arange(14))
+    ends = sequences.window_ends(3)
+    assert ends.tolist() == [2, 5, 8, 13]
+    torch.manual_seed(0)
+    first = set()
+    for _ in range(50):
+        windows = sequences.windows(ends, 4)
+        assert windows[2].tolist() == [9, 8, 7, 6] and windows[3].tolist() == [14, 13, 12, 11]
+        assert all(bool((row[:-1] - row[1:] == 1).all()) for row in windows[:, :3])
+        first.add(windows[0, 0].item())
+    assert first == {3, 4, 5}, "as far as the next window begins"
+
+
 def test_rows_out_of_order_are_refused():
     for rows in ([1, 0], [2, 0]):
         with pytest.raises(ValueError, match="sorted by user"):
