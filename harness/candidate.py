@@ -78,6 +78,7 @@ class Candidate:
 
         settings = settings_of(job)
         dataset, split = split_of(job)
+        settings["text"]["cache"] = str(Path(out).parent / "text")
         where = torch.device(device)
         found: dict[str, Any] = {}
         from recsys import pipeline

@@ -23,6 +23,7 @@ PHASES = ("1A", "1B", "sprint")
 TRACKS = ("core", "advanced")
 ORDER = ("test_spec.py", "test_properties.py", "test_cost.py")  # of the files; others by name
 KEYS = {"title", "phase", "hours", "track", "prerequisites", "preload", "shows", "files", "keep"}
+KEYS |= {"seconds"}
 DIGESTS = "stub.sha256"  # in a kata's folder: what its stubs look like, one line a file
 
 
@@ -55,6 +56,7 @@ class Kata:
     files: dict[str, tuple[str, ...]]
     keep: dict[str, tuple[str, ...]]  # public names that stay whole in the stub
     preload: tuple[str, ...] = ()  # modules that a warm runner imports beforehand
+    seconds: float = 300.0  # that its tests may take
     shows: str = ""  # what `kata run` shows once this kata passes; "" where it is nothing new
 
     @property
@@ -166,6 +168,7 @@ def read(folder: Path) -> Kata:
         files=names("files"),
         keep=names("keep"),
         preload=tuple(table.get("preload", [])),
+        seconds=value("seconds", (int, float), "a number") if "seconds" in table else 300.0,
         shows=value("shows", str, "a sentence") if "shows" in table else "",
     )
 

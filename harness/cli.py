@@ -330,6 +330,20 @@ def data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="ml-100k, ml-1m, ... or a folder or zip file")
 
 
+def culprit_arguments(parser: argparse.ArgumentParser) -> None:
+    impl(parser, "mine")
+    parser.add_argument("--data", default="synthetic", metavar="NAME|PATH", help="as for kata run")
+    parser.add_argument("--seed", type=int, default=0, help="of training (default: 0)")
+    parser.add_argument(
+        "--cost",
+        action="append",
+        choices=["step", "evaluate", "encode", "service"],
+        help="which part makes this slow; may be repeated",
+    )
+    parser.add_argument("--quick", action="store_true", help="swap only the parts that are red")
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
 GROUPS = {
     "Every day": [
         Command("", "harness.board", "The board: where you are and what comes next"),
@@ -357,6 +371,9 @@ GROUPS = {
             one_kata,
         ),
         Command("gate", "harness.gate", "Whether the whole system passes, for CI", gate_arguments),
+        Command(
+            "culprit", "harness.culprit", "Which part costs the system what", culprit_arguments
+        ),
         Command("bench", "harness.bench", "How fast things are", bench_arguments),
         Command("data", "harness.data", "Fetch a data set and check it", data_arguments),
         Command("doctor", "harness.doctor", "What this machine can do, and what is missing"),

@@ -84,6 +84,7 @@ def pytest_configure(config: pytest.Config) -> None:
                 "--device auto for a GPU where there is one"
             )
     settings.requested_device = device
+    settings.red = None
     config.stash[previous_roots] = overlay.installed() if overlay.is_installed() else None
     overlay.install(roots)
     hide = Hide()
@@ -172,7 +173,8 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     can = hasattr(signal, "SIGALRM") and threading.current_thread() is threading.main_thread()
     if not (can and is_kata(item.path)) or item.config.option.usepdb:
         return (yield)
-    seconds = float(os.environ.get("KATA_RUNG_SECONDS", RUNG_SECONDS))
+    own = getattr(getattr(item, "function", None), "__kata_seconds__", None)
+    seconds = float(os.environ.get("KATA_RUNG_SECONDS") or own or RUNG_SECONDS)
 
     def ring(number: int, frame: object) -> None:
         raise TimeoutError(f"the rung took longer than {seconds:g} s")
@@ -220,6 +222,8 @@ def pytest_runtest_makereport(
         rung=getattr(item, "originalname", None) or item.name,
         order=getattr(item, "kata_order", 0),
     )
+    if report.failed and call.excinfo is not None:
+        settings.red = settings.red or call.excinfo.value
     if report.failed and own and call.excinfo is not None:
         red = explained(item, call.excinfo.value, report, red)
         report.longrepr = "\n".join(message.screen(red))
@@ -338,6 +342,10 @@ class Show:
             terminalreporter.write_line(lines[0], red=True, bold=True)
             for line in lines[1:]:
                 terminalreporter.write_line(line)
+        for report in terminalreporter.stats.get("skipped", ()):
+            if getattr(report, "kata", None) and isinstance(report.longrepr, tuple):
+                why = report.longrepr[2].removeprefix("Skipped: ")
+                terminalreporter.write_line(f"not run: {why}", yellow=True)
         if terminalreporter.config.option.reportchars != "fE":  # -r: the list was asked for
             terminalreporter.stats.update(self.hidden.all)
 

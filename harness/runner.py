@@ -26,7 +26,6 @@ from harness.diagnosis import Diagnosis
 from harness.errors import UsageError
 from harness.paths import ROOT
 
-TIMEOUT = 300.0  # seconds for a kata
 OUTPUT_LIMIT = 1 << 20  # bytes
 MEMORY_LIMIT = 6 << 30  # bytes of address space, on the CPU only
 FILE_LIMIT = 64 << 20  # bytes of one file: pytest captures what a test prints in one
@@ -57,7 +56,7 @@ def run_kata(
     kata: Kata,
     impls: Sequence[str] = (),
     device: str | None = None,
-    timeout: float = TIMEOUT,
+    timeout: float | None = None,
     *,
     cwd: Path | None = None,
     listen: Callable[[dict[str, Any]], None] | None = None,
@@ -72,7 +71,7 @@ def run_kata(
         command = [sys.executable, "-m", "pytest", *arguments(kata, impls, device, cwd)]
         begin = time.monotonic()
         child = Child(command, results, memory=device in (None, "cpu"))
-        reason = child.wait(timeout)
+        reason = child.wait(timeout or kata.seconds)
         result = KataResult(kata, output=child.output(), seconds=time.monotonic() - begin)
         judge(result, events.read(results), reason)
     return result
@@ -207,7 +206,8 @@ def judge(result: KataResult, lines: list[dict[str, Any]], reason: str) -> None:
     finished = any(line["event"] == "finish" for line in lines)
     names = [rung.name for rung in result.kata.rungs]
     missing = [name for name in names if name not in outcomes]
-    for name in [*names, *outcomes]:
+    others = [name for name in outcomes if name not in names and "failed" in outcomes[name]]
+    for name in [*names, *others]:
         result.rungs[name] = "passed" if outcomes.get(name) == {"passed"} else "failed"
     if reason:
         result.reason = reason + (f", in {running}" if running else "")

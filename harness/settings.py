@@ -4,6 +4,7 @@ from __future__ import annotations
 
 collecting = False  # learner code must not be used yet
 requested_device = "cpu"
+red: BaseException | None = None  # why the first red rung of this run was
 transcript = False  # messages call the first --impl folder src
 
 

@@ -54,12 +54,19 @@ TOLERANCES = {  # dtype of the result -> (rtol, atol), unless a test says otherw
 # --- a test and what it runs on -------------------------------------------------------------------
 
 
-def rung(*, hint: str = "", hints: Sequence[str] = ()) -> Callable[[Test], Test]:
-    """Mark a test function as a rung; `hints` go from a nudge to nearly the answer."""
+def rung(
+    *, hint: str = "", hints: Sequence[str] = (), seconds: float | None = None
+) -> Callable[[Test], Test]:
+    """Mark a test function as a rung; `hints` go from a nudge to nearly the answer.
+
+    Args:
+        seconds: that it may take, where the usual two minutes are too short.
+    """
     levels = tuple(hints) or ((hint,) if hint else ())
 
     def mark(test: Test) -> Test:
         test.__kata_hints__ = levels  # type: ignore[attr-defined]
+        test.__kata_seconds__ = seconds  # type: ignore[attr-defined]
         return test
 
     return mark
@@ -149,6 +156,14 @@ class Learner:
 def learner(name: str) -> Learner:
     """The learner's module `recsys.<name>`, for example learner("training.losses")."""
     return Learner(name)
+
+
+def after_the_others() -> None:
+    """Red while another rung of the kata is: what takes long waits until the rest is right."""
+    if settings.red is not None and is_absent(settings.red):
+        raise settings.red
+    if settings.red is not None:
+        fail(expected="every rung before it green: mend those first, this one takes minutes")
 
 
 def device() -> torch.device:

@@ -88,7 +88,11 @@ def make_job(folder: Path, data: str = "synthetic", seed: int = 0, **options: An
     _, config = load_config("system", "system", [])
     config["text"] = {"encoder": str(encoders.TINY), "cache": str(folder / "text")}
     config["retrieval"] |= options
-    dataset = world(data, seed, config.pop("system"))
+    size, larger = config.pop("system"), config.pop("larger")
+    if data != "synthetic":
+        config["retrieval"]["select_epochs"] = larger.pop("select_epochs")
+        config["retrieval"]["fit"] |= larger
+    dataset = world(data, seed, size)
     split = make_split(dataset, config["split"], ties=config["ties"])
     cold = item_cold_start(dataset, fraction=config["cold_start"]["fraction"], seed=0)
 
@@ -402,28 +406,38 @@ def run_quality(
 # --- how fast -------------------------------------------------------------------------------------
 
 
-def speed(mine: Side, theirs: Side, job: Job, device: str) -> list[Finding]:
+def speed(
+    mine: Side,
+    theirs: Side,
+    job: Job,
+    device: str,
+    *,
+    what: Sequence[str] = (*WORK, SERVICE),
+    rounds: int = ROUNDS,
+) -> list[Finding]:
     """Ratios of what both sides cost, in turns; counts of a training step."""
     sides = (mine, theirs)
     ports = [each.ask("prepare", job=str(job.path), device=device) for each in sides]
     users = job.dataset.user_ids[:64].tolist()
-    spent: dict[str, list[tuple[float, ...]]] = {name: [] for name in [*WORK, SERVICE]}
-    for turn in range(ROUNDS):
-        for what in spent:
+    spent: dict[str, list[tuple[float, ...]]] = {name: [] for name in what}
+    for turn in range(rounds):
+        for name in spent:
             both = [0.0, 0.0]
             for i in (0, 1) if turn % 2 else (1, 0):
-                both[i] = cost(sides[i], what, ports[i], users, device)
-            spent[what].append(tuple(both))
+                both[i] = cost(sides[i], name, ports[i], users, device)
+            spent[name].append(tuple(both))
     findings = []
-    for what, rounds in spent.items():
-        own, reference = (statistics.median(r[i] for r in rounds) for i in (0, 1))
+    for name, taken in spent.items():
+        own, reference = (statistics.median(r[i] for r in taken) for i in (0, 1))
         # machines differ from second to second: what counts is the ratio within a round
-        ratio = min(own / reference, statistics.median(a / b for a, b in rounds))
-        unit = "device ms" if device != "cpu" and what != SERVICE else "CPU ms"
-        says = f"{WORK.get(what, what)} costs {ratio:.2f} times the reference's "
+        ratio = min(own / reference, statistics.median(a / b for a, b in taken))
+        unit = "device ms" if device != "cpu" and name != SERVICE else "CPU ms"
+        says = f"{WORK.get(name, name)} costs {ratio:.2f} times the reference's "
         says += f"({own * 1e3:.3g} and {reference * 1e3:.3g} {unit} a round)"
-        detail = {"ratio": ratio, "rounds": [list(r) for r in rounds]}
-        findings.append(Finding(f"speed_{what}", says, ratio <= RATIO, detail))
+        detail = {"ratio": ratio, "rounds": [list(r) for r in taken]}
+        findings.append(Finding(f"speed_{name}", says, ratio <= RATIO, detail))
+    if "step" not in what:
+        return findings
     own, reference = (each.ask("count") for each in sides)
     place = f", most in {':'.join(map(str, own['most'][:2]))}" if own["most"] else ""
     says = f"a training step has {own['operations']:.0f} operations, the reference's "

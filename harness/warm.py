@@ -67,7 +67,7 @@ class Warm:
         device: str | None = None,
         *,
         options: Sequence[str] = (),
-        timeout: float = runner.TIMEOUT,
+        timeout: float | None = None,
         cwd: Path | None = None,
         transcript: bool = False,
         listen: Callable[[dict[str, Any]], None] | None = None,
@@ -85,7 +85,12 @@ class Warm:
             given = [*runner.arguments(kata, impls, device, cwd), *options]
             begin = time.monotonic()
             reason, output = self.call(
-                "pytest:main", [given], results, timeout, transcript=transcript, listen=listen
+                "pytest:main",
+                [given],
+                results,
+                timeout or kata.seconds,
+                transcript=transcript,
+                listen=listen,
             )
             result = runner.KataResult(kata, output=output, seconds=time.monotonic() - begin)
             runner.judge(result, events.read(results), reason)

@@ -1,18 +1,21 @@
 """Kata 10, the whole recommender: what `pipeline.py` must do, in the small."""
 
+import contextlib
 import dataclasses
 import functools
+import sys
+from unittest.mock import patch
 
 import numpy as np
 import torch
 
 from harness import encoders, evaluator
-from harness.spec import assert_close, assert_equal, check, device, learner, rung
+from harness.spec import assert_close, assert_equal, assert_scalar, check, device, learner, rung
 
 pipeline = learner("pipeline")
 synthetic = learner("data.synthetic")
 splits = learner("data.splits")
-sequences = learner("data.sequences")
+candidates = learner("data.candidates")
 
 FIT = {"epochs": 3, "batch_size": 256, "lr": 0.01, "warmup": 0.1, "max_grad_norm": 1.0}
 CONFIG = {
@@ -218,6 +221,140 @@ def test_the_test_rows_are_never_read():
         found, wanted = changed[stage]["items"], outcome()[stage]["items"]
         assert_equal(found.tolist(), wanted.tolist(), what=f"{stage} lists")
 
+
+@contextlib.contextmanager
+def watched():
+    """Notes what the ranker is trained on, and which statistics were asked before that."""
+    made, asked, trained = {}, [], []
+    features = candidates.CandidateFeatures
+
+    def init(self, dataset, rows, *args, **options):
+        made[id(self)] = np.asarray(rows)
+        return plain_init(self, dataset, rows, *args, **options)
+
+    def call(self, *args, **options):
+        asked.append(made[id(self)])
+        return plain_call(self, *args, **options)
+
+    def train(data, *args, **options):
+        trained.append((data, list(asked)))
+        return plain_train(data, *args, **options)
+
+    plain_init, plain_call = features.__init__, features.__call__
+    plain_train = pipeline.train_ranker
+    module = sys.modules[plain_train.__module__]
+    with contextlib.ExitStack() as stack:
+        for owner, name, value in (
+            (features, "__init__", init), (features, "__call__", call),
+            (module, "train_ranker", train),
+        ):
+            stack.enter_context(patch.object(owner, name, value))
+        yield trained
+
+
+@functools.cache
+def ranker_training():
+    """What `run` trained its ranker on: the data, and the rows of the statistics behind them."""
+    with watched() as trained:
+        whole(*world())
+    check(trained, "train_ranker is called", came_back="run did not call it")
+    return trained[0]
+
+
+def held_out():
+    """The rows that are the ranker's targets: of each user the last 4, at most a third."""
+    dataset, _ = world()
+    rows = known_rows()
+    user = dataset.user[rows]
+    total = np.bincount(user)
+    place = np.arange(len(rows)) - np.searchsorted(user, user)
+    return rows[place >= (total - np.minimum(4, total // 3))[user]]
+
+
+@rung(hint="Which rows hold the answers to what the ranker is trained on? Who has counted them?")
+def test_the_rankers_statistics_do_not_know_its_targets():
+    """The statistics that the ranker is trained on come from rows without any of its targets."""
+    _, asked = ranker_training()
+    check(asked, "candidate features from CandidateFeatures", came_back="none were computed")
+    for rows in asked:
+        known = int(np.isin(held_out(), rows).sum())
+        check(
+            known == 0,
+            "statistics of the rows before the targets",
+            came_back=f"statistics that hold {known} of the {len(held_out())} targets",
+        )
+
+
+@rung(hint="Random items are far too easy: what else did retrieval propose for that request?")
+def test_the_ranker_is_trained_on_what_retrieval_proposes():
+    """Its negatives are near the positive: unseen candidates of retrieval, each list with one."""
+    dataset, _ = world()
+    data, _ = ranker_training()
+    labels = data.labels.cpu()
+    items = data.items.cpu()
+    assert_equal(list(items.shape[1:]), [25], what="candidates of a request")
+    assert_close(labels.sum(1), torch.ones(len(labels)), what="positives of each list")
+    targets = dataset.item[held_out()]
+    chosen = items[labels.bool()].numpy()
+    check(np.isin(chosen, targets).all(), "positives among the held-out items", came_back=chosen)
+    # of 130 items any 25 would hold a target in a fifth of the cases; retrieval does better
+    share = len(items) / len(targets)
+    check(share > 0.3, "lists that hold the target more often than by chance, above 0.3",
+          came_back=f"{share:.2f} of {len(targets)} requests")
+
+
+@rung(hint="Selection is a kind of training: which rows may it see?")
+def test_epochs_are_selected_on_validation_alone():
+    """With select_epochs another test set changes nothing, and another validation set may."""
+    dataset, split = world()
+    chosen = CONFIG | {"retrieval": CONFIG["retrieval"] | {"select_epochs": True}}
+    without = dataclasses.replace(split, test=split.test[:0])
+    one, other = whole(dataset, split, chosen), whole(dataset, without, chosen)
+    metrics = [float(each) for each in one["retrieval"]["metrics"]]
+    assert_equal([float(each) for each in other["retrieval"]["metrics"]], metrics, what="metrics")
+    best = int(np.argmax(metrics)) + 1
+    assert_equal(one["retrieval"]["epochs"], best, what=f"epochs, of metrics {metrics}")
+
+
+@rung(hint="A hundred random items are easy to beat. Who else competes with the target?")
+def test_selection_ranks_the_whole_catalogue():
+    """The validation metric is the NDCG@10 of full ranking, seen items left out."""
+    dataset, split = world()
+    data = retrieval_data(split.train)
+    asked = pipeline.requests_after_all(dataset, data)
+    users = torch.as_tensor(dataset.user[split.validation], device=device())
+    targets = torch.as_tensor(dataset.item[split.validation], device=device())
+    model, result = pipeline.train_retrieval(
+        data,
+        CONFIG["retrieval"],
+        seed=5,
+        device=device(),
+        epochs=2,
+        validation=(asked.of(users), targets),
+    )
+    items, scores = pipeline.retrieve(model, data, asked.of(users), k=10, chunk_size=64)
+    ranks = evaluator.target_ranks(items.cpu().numpy(), scores.cpu().numpy(),
+                                   dataset.item[split.validation])
+    ndcg = float(evaluator.per_user(ranks, "ndcg", 10).mean())
+    assert_scalar(max(result.metrics), ndcg, rtol=1e-4, what="the best validation metric")
+
+
+@rung(hint="One map from raw ids to rows, for training, test and service.")
+def test_raw_ids_are_kept_apart_from_rows():
+    """With other raw ids, in the same order, the same films are recommended to the same people."""
+    dataset, split = world()
+    other = dataclasses.replace(
+        dataset, user_ids=dataset.user_ids * 3 + 7, item_ids=dataset.item_ids * 11 + 5
+    )
+    config = CONFIG | {
+        "retrieval": CONFIG["retrieval"] | {"user_features": ["history", "age"]}
+    }
+    plain, renamed = whole(dataset, split, config), whole(other, split, config)
+    lists = plain["final"]["items"], renamed["final"]["items"]
+    assert_equal(lists[1].tolist(), lists[0].tolist(), what="final lists")
+    answer = renamed["recommender"].recommend_batch(other.user_ids[:2].tolist(), [3, 3])
+    found = [[item for item, *_ in each] for each in answer]
+    assert_equal(found, other.item_ids[lists[0][:2, :3]].tolist(), what="raw ids served")
 
 @rung(hint="Two runs with one seed must agree; which source of chance is not seeded?")
 def test_a_seed_is_a_run():

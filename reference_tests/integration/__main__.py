@@ -1,0 +1,28 @@
+"""What the integration kata's verdict rests on, measured.
+
+    python -m reference_tests.integration margins   # writes fixtures/10_integration/margins.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from reference_tests.integration import margins
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m reference_tests.integration")
+    commands = parser.add_subparsers(required=True)
+    for module in (margins,):
+        name = module.__name__.rpartition(".")[2]
+        command = commands.add_parser(name, description=module.__doc__)
+        command.set_defaults(main=module.main)
+        module.arguments(command)
+    args = parser.parse_args(argv)
+    return args.main(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
