@@ -342,10 +342,6 @@ class Show:
             terminalreporter.write_line(lines[0], red=True, bold=True)
             for line in lines[1:]:
                 terminalreporter.write_line(line)
-        for report in terminalreporter.stats.get("skipped", ()):
-            if getattr(report, "kata", None) and isinstance(report.longrepr, tuple):
-                why = report.longrepr[2].removeprefix("Skipped: ")
-                terminalreporter.write_line(f"not run: {why}", yellow=True)
         if terminalreporter.config.option.reportchars != "fE":  # -r: the list was asked for
             terminalreporter.stats.update(self.hidden.all)
 
