@@ -71,6 +71,11 @@ def train(args: argparse.Namespace, device: Any) -> dict[str, Any]:
     dataset = load(args.data, seed=args.seed)
     _, config = load_config(args.config, dataset.name, args.set or [])
     settings = config["retrieval"]
+    if settings["user_tower"] != "bag" or settings["loss"] != "in_batch":
+        raise UsageError(
+            "several processes share in-batch negatives: add "
+            "--set retrieval.user_tower=bag --set retrieval.loss=in_batch"
+        )
     split = make_split(dataset, config["split"], ties=config["ties"], seed=args.seed)
     data = pipeline.RetrievalData(dataset, split.train, settings, device)
     torch.manual_seed(args.seed)

@@ -136,6 +136,8 @@ def markdown(result: dict[str, Any], example: list[dict[str, Any]]) -> str:
         f"{retrieval['train_examples_per_second']:,.0f} examples a second, "
         f"peak memory {retrieval['peak_memory_mb'] or float('nan'):,.0f} MB.",
         "",
+        f"{result['cpu_seconds']:.0f} s of CPU time; where the {result['seconds']:.0f} s went:",
+        "",
         "| phase | seconds |",
         "| --- | ---: |",
         *(f"| {phase['name']} | {phase['seconds']:.1f} |" for phase in result["phases"]),

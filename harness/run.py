@@ -112,6 +112,7 @@ def execute(
         "config": {"file": _relative(config_path), **written},
         "versions": versions(),
         "seconds": round(seconds, 2),
+        "cpu_seconds": round(time.process_time(), 2),
         "phases": phases.report(seconds),
         "data": {
             "name": dataset.name,

@@ -1,5 +1,6 @@
 """Two processes on loopback learn what one process learns from the same global batches."""
 
+import argparse
 import os
 import subprocess
 import sys
@@ -9,7 +10,8 @@ from unittest import mock
 import pytest
 import torch
 
-from harness import overlay
+from harness import distributed, overlay
+from harness.errors import UsageError
 from harness.paths import ROOT
 
 HERE = Path(__file__).parent
@@ -102,6 +104,13 @@ def test_a_batch_is_shared_in_the_order_of_ranks_or_refused(one):
         assert own_rows(torch.arange(6)).tolist() == [2, 3]
         with pytest.raises(ValueError, match="a batch of 7 rows cannot be shared by 3 processes"):
             own_rows(torch.arange(7))
+
+
+@pytest.mark.parametrize("setting", ["loss=full", "user_tower=attention"])
+def test_a_loss_without_in_batch_negatives_is_refused(one, setting):
+    args = argparse.Namespace(data="synthetic", seed=0, config=None, set=[f"retrieval.{setting}"])
+    with pytest.raises(UsageError, match="in-batch negatives"):
+        distributed.train(args, torch.device("cpu"))
 
 
 def test_without_torchrun_it_says_so():

@@ -93,6 +93,7 @@ def test_where_the_seconds_went(finished):
     # two models are trained, and the report has the seconds of the second
     assert phases["train retrieval"] > report["retrieval"]["train_seconds"]
     assert phases["the rest"] < 0.2 * report["seconds"]
+    assert 0 < report["cpu_seconds"]
     assert "| train retrieval | " in (out / "report.md").read_text()
 
 

@@ -31,11 +31,12 @@ def data():
 def test_the_data_loaders_give_the_same_examples(data):
     index = torch.arange(0, len(data.positions), 7)
     expected = data.example_batch(index)
-    rows = training.Examples(data)
-    found = torch.utils.data.default_collate([rows[int(i)] for i in index])
-    assert found.keys() == expected.keys()
-    for name, column in expected.items():
-        assert torch.equal(found[name], column), name
+    for kind in (training.Examples, training.TensorExamples):
+        rows = kind(data)
+        found = torch.utils.data.default_collate([rows[int(i)] for i in index])
+        assert found.keys() == expected.keys()
+        for name, column in expected.items():
+            assert torch.equal(found[name], column), name
     for loader in training.loaders(data, 30, 10).values():
         batches = list(loader)
         assert [len(batch["target"]) for batch in batches] == [10, 10, 10]
