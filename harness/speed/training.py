@@ -38,10 +38,10 @@ class Examples(Dataset):
     def __init__(self, data: Any) -> None:
         sequences = data.sequences
         self.length = data.max_history
-        self.positions = data.positions.numpy()
-        self.items, self.user = sequences.items.numpy(), sequences.user.numpy()
-        self.start = sequences.start.numpy()
-        self.columns = {name: column.numpy() for name, column in data.users.items()}
+        self.positions = data.positions.cpu().numpy()
+        self.items, self.user = sequences.items.cpu().numpy(), sequences.user.cpu().numpy()
+        self.start = sequences.start.cpu().numpy()
+        self.columns = {name: column.cpu().numpy() for name, column in data.users.items()}
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -61,9 +61,9 @@ class TensorExamples(Examples):
 
     def __init__(self, data: Any) -> None:
         super().__init__(data)
-        self.items, self.positions = data.sequences.items, data.positions
-        self.user, self.start = data.sequences.user, data.sequences.start
-        self.columns = data.users
+        for name in ("positions", "items", "user", "start"):
+            setattr(self, name, torch.from_numpy(getattr(self, name)))
+        self.columns = {name: column.cpu() for name, column in data.users.items()}
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         place = self.positions[index]
@@ -165,6 +165,7 @@ def measure(args: argparse.Namespace) -> list[str]:
                     settings,
                     min(steps, number) * batch_size,
                     Path(folder),
+                    args.device,
                 )
                 contestants[label], sizes[label] = epoch, epoch.examples
         times = in_turns(contestants, args.rounds, args.device)
@@ -222,6 +223,7 @@ def recbole(
     settings: Mapping[str, Any],
     examples: int,
     folder: Path,
+    device: torch.device,
 ) -> Callable[[], Any]:
     """An epoch of a RecBole model over as many examples, by its own loader and trainer."""
     removed = {"float_": np.float64, "complex_": np.complex128, "unicode_": np.str_}
@@ -251,7 +253,7 @@ def recbole(
             config_dict={
                 "data_path": str(folder),
                 "checkpoint_dir": str(folder),
-                "use_gpu": False,
+                "use_gpu": device.type == "cuda",
                 "show_progress": False,
                 "state": "ERROR",
                 "embedding_size": settings["dim"],
