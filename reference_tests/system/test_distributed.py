@@ -10,7 +10,7 @@ from unittest import mock
 import pytest
 import torch
 
-from harness import distributed, overlay
+from harness import distributed
 from harness.errors import UsageError
 from harness.paths import ROOT
 
@@ -35,10 +35,9 @@ def two(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def one():
+def one(reference):
     """The same examples in one process, by kata 03 alone."""
     sys.path.insert(0, str(HERE))
-    overlay.install(overlay.resolve(["reference"], ROOT))
     try:
         import two_processes
 
@@ -51,7 +50,6 @@ def one():
         yield {"right": train(False), "symmetric": train(True)}
     finally:
         sys.path.remove(str(HERE))
-        overlay.uninstall()
 
 
 def furthest(found, expected):

@@ -7,15 +7,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from harness import cli, overlay
+from harness import cli
 from harness.paths import ROOT
 from harness.phases import Phases
 from harness.speed import Times, evaluation, keep, ratios, spread, step, training
 
 
 @pytest.fixture(scope="module")
-def data():
-    overlay.install(overlay.resolve(["reference"], ROOT))
+def data(reference):
     from harness.run import load_config
     from recsys.data.splits import make_split
     from recsys.data.synthetic import generate
@@ -24,8 +23,7 @@ def data():
     dataset = generate(0, users=40, items=60)
     _, config = load_config(None, "synthetic", [])
     rows = make_split(dataset, "leave_last_one_out", ties="row", seed=0).train
-    yield RetrievalData(dataset, rows, config["retrieval"], torch.device("cpu"))
-    overlay.uninstall()
+    return RetrievalData(dataset, rows, config["retrieval"], torch.device("cpu"))
 
 
 def test_the_data_loaders_give_the_same_examples(data):
