@@ -167,7 +167,7 @@ def measure(args: argparse.Namespace) -> list[str]:
                     Path(folder),
                     args.device,
                 )
-                contestants[label], sizes[label] = epoch, epoch.examples
+                contestants[label], sizes[label] = epoch
         times = in_turns(contestants, args.rounds, args.device)
     batches = in_turns(
         {"ours": slicing} | {name: loading(loader) for name, loader in fed.items()},
@@ -224,8 +224,8 @@ def recbole(
     examples: int,
     folder: Path,
     device: torch.device,
-) -> Callable[[], Any]:
-    """An epoch of a RecBole model over as many examples, by its own loader and trainer."""
+) -> tuple[Callable[[], Any], int]:
+    """An epoch of a RecBole model by its own loader and trainer, and how many examples it has."""
     removed = {"float_": np.float64, "complex_": np.complex128, "unicode_": np.str_}
     for old, new in removed.items():  # RecBole 1.2.1 asks NumPy 2 for names that it dropped
         if old not in vars(np):
@@ -284,5 +284,4 @@ def recbole(
             warnings.simplefilter("ignore")
             trainer._train_epoch(loader, 0, show_progress=False)
 
-    run.examples = len(loader.dataset)  # augmented: a row for each target
-    return run
+    return run, len(loader.dataset)  # augmented: a row for each target
