@@ -26,9 +26,9 @@ def main(args: argparse.Namespace) -> int:
     """
     if args.strength is not None:
         return 0 if strength(args.strength, args.write) else 1
-    if args.faults:
+    if args.faults is not None:
         again = ["--repeat", str(args.repeat), "--whole", str(args.whole)]
-        command = [sys.executable, "-m", f"{REFERENCE_TESTS.name}.faults", *again]
+        command = [sys.executable, "-m", f"{REFERENCE_TESTS.name}.faults", *args.faults, *again]
         return 0 if step("faults and bad input", command) else 1
     tests = [sys.executable, "-m", "pytest", REFERENCE_TESTS.name, "--color=no", "--durations=5"]
     good = step("the tests of this repository", tests)

@@ -315,8 +315,10 @@ def check_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--faults",
-        action="store_true",
-        help="only this: every fault, at length; writes docs/faults.md",
+        nargs="*",
+        metavar="AREA",
+        help="only this: every fault, at length; writes docs/faults.md (default: all areas: data, "
+        "training, service, harness, determinism, supply, flakiness)",
     )
     parser.add_argument(
         "--repeat", type=int, default=3, help="with --faults: short runs under load (default: 3)"

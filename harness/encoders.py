@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,14 +22,16 @@ def resolve(name: str) -> tuple[str | None, str]:
     auto   all-MiniLM-L6-v2 from its package if that is installed and its weights are the published
            ones, else the tiny encoder of this repository
     none   (None, ...): no text
-    else   a folder or a name on the Hugging Face hub, passed through
+    NAME@COMMIT  a model on the Hugging Face hub as it was at a commit: its configuration, tokenizer
+           and safetensors, no code
+    else   a folder, or a name on the hub: its newest version, whatever that is
 
     For a folder the Hugging Face libraries are told to stay off the network, unless the
     environment says otherwise.
 
     Raises:
-        UsageError: a path that does not exist, or weights of the package that are not the
-            published ones.
+        UsageError: a path that does not exist, weights of the package that are not the published
+            ones, or a commit that is none or cannot be had.
     """
     if name == "none":
         return None, "none: the configuration asks for no text"
@@ -42,7 +45,28 @@ def resolve(name: str) -> tuple[str | None, str]:
         return local(path), path.resolve().name
     if path.is_absolute() or name.startswith((".", "~")):
         raise UsageError(f"text encoder {name}: there is no such folder")
+    if "@" in name:
+        return local(at_commit(*name.rsplit("@", 1))), name
     return name, name
+
+
+def at_commit(repository: str, commit: str) -> Path:
+    """The folder of a model of the hub, as it was at a commit."""
+    if not re.fullmatch("[0-9a-f]{40}", commit):
+        raise UsageError(
+            f"text encoder {repository}@{commit}: expected NAME@COMMIT with the 40 hexadecimal "
+            "digits of a commit; a branch or tag may be another model tomorrow"
+        )
+    import huggingface_hub
+
+    try:
+        folder = huggingface_hub.snapshot_download(
+            repository, revision=commit, allow_patterns=["*.json", "*.txt", "*.safetensors"]
+        )
+    except Exception as error:  # no network, no such model or commit: each has an error of its own
+        why = str(error).strip().splitlines()[0]
+        raise UsageError(f"text encoder {repository}@{commit} cannot be had: {why}") from None
+    return Path(folder)
 
 
 def packaged() -> Path | None:

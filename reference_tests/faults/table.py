@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from harness.paths import ROOT
@@ -17,7 +19,8 @@ AREAS = {  # test_NAME.py -> its heading
     "determinism": "Determinism",
     "supply": "Supply",
 }
-FLAKINESS = "Flakiness"
+FLAKINESS = "flakiness"
+RESULTS = Path(__file__).with_name("results")
 # What tests in other folders show of it: (area, what) -> how their node ids begin. The long form
 # runs these files too.
 _TESTS = "reference_tests"
@@ -49,28 +52,39 @@ ELSEWHERE: dict[tuple[str, str], tuple[str, ...]] = {
 HEAD = """# Faults
 
 What was tried against the whole, how often, and what happened. Written by
-`kata check --faults{options}`; do not edit. A short form of it is part of `kata check`.
-The tests are in `reference_tests/faults/`; what tests in other folders show is counted too.
-All traffic goes to 127.0.0.1 and is bounded in count and time.
+`kata check --faults [AREA ...]`; do not edit. A short form of it is part of `kata check`. The tests
+are in `reference_tests/faults/`; what tests in other folders show is counted too. All traffic goes
+to 127.0.0.1 and is bounded in count and time.
 """
 
 
-def files() -> list[str]:
-    """The files of ELSEWHERE."""
-    return sorted({name.partition("::")[0] for names in ELSEWHERE.values() for name in names})
+def files(area: str) -> list[str]:
+    """The files of ELSEWHERE that belong to an area."""
+    return sorted(name for (where, _), names in ELSEWHERE.items() for name in names
+                  if where == area)  # fmt: skip
 
 
-def write(rows: list[tuple[str, str, dict[str, int]]], options: str, seconds: float) -> None:
-    text = HEAD.format(options=options)
-    for area in [*AREAS.values(), FLAKINESS]:
-        lines = [line(what, counts) for where, what, counts in rows if where == area]
-        if lines:
-            text += f"\n## {area}\n\n| tried | times | what happened |\n| --- | ---: | --- |\n"
-            text += "\n".join(sorted(lines)) + "\n"
-    text += (
-        f"\n{seconds / 60:.0f} minutes, torch {version('torch')}, Python "
-        f"{platform.python_version()}, {platform.system()}.\n"
-    )
+def keep(area: str, rows: list[Any], seconds: float) -> None:
+    """Write what an area counted."""
+    RESULTS.mkdir(exist_ok=True)
+    found = {"seconds": round(seconds), "torch": version("torch"), "rows": rows}
+    found["python"] = f"{platform.python_version()}, {platform.system()}"
+    (RESULTS / f"{area}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def write() -> None:
+    """Write docs/faults.md from what is kept."""
+    text, told = HEAD, []
+    for area in [*AREAS, FLAKINESS]:
+        file = RESULTS / f"{area}.json"
+        if not file.is_file():
+            continue
+        found = json.loads(file.read_text(encoding="utf-8"))
+        lines = [line(what, counts) for _, what, counts in found["rows"]]
+        text += f"\n## {area.capitalize()}\n\n| tried | times | what happened |\n"
+        text += "| --- | ---: | --- |\n" + "\n".join(sorted(lines)) + "\n"
+        told.append(f"{area} {found['seconds'] / 60:.1f}")
+    text += f"\nMinutes: {', '.join(told)}. torch {found['torch']}, Python {found['python']}.\n"
     FILE.write_text(text, encoding="utf-8")
 
 

@@ -301,7 +301,7 @@ KINDS = ("100k", "1m", "csv")
 @pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
 def test_a_changed_file_is_refused_or_loaded_right(tmp_path, kind, change, tally, often):
     rng = random.Random(f"{kind} {change.__name__}")
-    for number in range(often(5, 100)):
+    for number in range(often(4, 40)):
         files = make(kind, rng)
         name = rng.choice(list(files))
         files[name] = change(files[name], rng)
@@ -334,7 +334,7 @@ def test_a_known_set_cut_off_at_any_byte(tmp_path, kind, monkeypatch, tally, oft
     monkeypatch.setitem(known.KNOWN, "ml-100k", known.Known(60, 9, 12, None))
     folder, rng = tmp_path / "ml-100k", random.Random(0)
     for name, content in files.items():
-        places = sorted(rng.sample(range(len(content)), min(len(content), often(20, 10_000))))
+        places = sorted(rng.sample(range(len(content)), min(len(content), often(10, 300))))
         for place in places:
             try:
                 data = load(put(folder, files | {name: content[:place]}))
@@ -392,7 +392,7 @@ def test_it_is_a_sentence_on_the_command_line(tmp_path, tally, often, capsys, mo
 
     rng = random.Random(5)
     monkeypatch.setattr(data.overlay, "install", lambda roots: None)
-    for _ in range(often(20, 200)):
+    for _ in range(often(10, 100)):
         kind = rng.choice(KINDS)
         files = make(kind, rng)
         name = rng.choice(list(files))
@@ -417,7 +417,7 @@ def test_a_damaged_zip_is_refused_or_whole(tmp_path, tally, often):
     rng = random.Random(0)
     files = {f"set/{name}": content for name, content in make("100k", rng).items()}
     outside = sorted(path.name for path in tmp_path.iterdir())
-    for number in range(often(150, 5000)):
+    for number in range(often(100, 2000)):
         buffer = io.BytesIO()
         kind = rng.choice([zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED, zipfile.ZIP_BZIP2,
                            zipfile.ZIP_LZMA])  # fmt: skip
@@ -538,7 +538,7 @@ def test_a_download_is_the_file_or_an_error(tmp_path, monkeypatch, tally, often)
             yield lambda begin, kind=kind: answer_of(kind, begin, rng)
 
     with liar(answers()) as url:
-        for _ in range(often(60, 2000)):
+        for _ in range(often(40, 600)):
             told.append(rng.sample(ANSWERS, 3))
             for _ in range(40):
                 try:

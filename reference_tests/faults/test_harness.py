@@ -45,8 +45,10 @@ def total(values):
 
 
 @pytest.mark.parametrize("what", VANDALS)
-def test_vandals_gain_nothing(checkout, what, tally):  # noqa: F811
+def test_vandals_gain_nothing(checkout, what, tally, often):  # noqa: F811
     """What they changed makes the result red or stale; no command ends in a traceback."""
+    if list(VANDALS).index(what) % 3 and not often(0, 1):
+        pytest.skip("in the long form")
     golden = checkout.root / "fixtures/01_scale/golden.json"
     golden.parent.mkdir(parents=True)
     golden.write_text('{"a": 1}')
@@ -73,7 +75,7 @@ def test_two_runs_at_once(checkout, tally, often):  # noqa: F811
     checkout.solve()
     env = {k: v for k, v in os.environ.items() if not k.startswith(("KATA_", "PYTEST_"))}
     kata = [sys.executable, "-m", "harness"]
-    for _ in range(often(1, 10)):
+    for _ in range(often(1, 4)):
         shutil.rmtree(checkout.root / ".kata", ignore_errors=True)
         tests = [subprocess.Popen([*kata, "test", name], cwd=checkout.root, env=env,
                                   stdout=subprocess.DEVNULL) for name in ("01", "02")]  # fmt: skip
@@ -95,7 +97,7 @@ def test_killed_while_testing(checkout, tally, often):  # noqa: F811
     assert checkout.kata("test").code == 1  # 02 is a stub
     env = {k: v for k, v in os.environ.items() if not k.startswith(("KATA_", "PYTEST_"))}
     rng = random.Random(0)
-    for _ in range(often(2, 40)):
+    for _ in range(often(1, 20)):
         child = subprocess.Popen([sys.executable, "-m", "harness", "test"], cwd=checkout.root,
                                  env=env, stdout=subprocess.DEVNULL)  # fmt: skip
         time.sleep(rng.uniform(0, 2.5))

@@ -7,10 +7,13 @@ import base64
 import hashlib
 import subprocess
 import sys
+from fnmatch import fnmatch
 from importlib import metadata
 
 import pytest
 
+from harness import encoders
+from harness.errors import UsageError
 from harness.paths import FIXTURES, KATAS, REFERENCE, ROOT, SRC
 
 FOLDERS = [SRC, REFERENCE, ROOT / "harness", KATAS, ROOT / "reference_tests"]
@@ -18,6 +21,8 @@ FOLDERS = [SRC, REFERENCE, ROOT / "harness", KATAS, ROOT / "reference_tests"]
 ALLOWED = {
     ("harness/devices.py", "pickle.loads"): "from a child of this process, through a pipe",
     ("harness/devices.py", "pickle.dumps"): "the other end of it",
+    ("reference_tests/faults/test_training.py", "os.system"): "an attack that is tried",
+    ("reference_tests/faults/test_training.py", "pickle.dumps"): "an attack that is tried",
     ("katas/08_llm_pooling/test_spec.py", "pickle.dumps"): "an attack that is tried",
 }
 
@@ -100,6 +105,36 @@ def test_models_in_the_repository_are_safetensors(tally):
     assert folders
 
 
+def test_a_model_of_the_hub_by_commit(tmp_path, monkeypatch, tally):
+    """NAME@COMMIT fetches that commit, and no file that could be code; a branch is refused."""
+    import huggingface_hub
+
+    asked = []
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download",
+        lambda name, **how: asked.append((name, how)) or str(tmp_path),
+    )  # fmt: skip
+    commit = "0123456789abcdef" * 2 + "01234567"
+    model = f"org/model@{commit}"
+    assert encoders.resolve(model) == (str(tmp_path.resolve()), model)
+    ((name, how),) = asked
+    assert (name, how["revision"]) == ("org/model", commit)
+    assert not any(fnmatch(file, pattern) for pattern in how["allow_patterns"]
+                   for file in ("modeling.py", "pytorch_model.bin", "model.pkl"))  # fmt: skip
+    for other in ("main", "v1.0", commit[:7], commit.upper(), ""):
+        with pytest.raises(UsageError, match="40 hexadecimal digits"):
+            encoders.resolve(f"org/model@{other}")
+        tally("models of the hub", "a branch, tag or short commit is refused")
+
+    def offline(*args, **how):
+        raise OSError("no network\nand more")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(UsageError, match="cannot be had: no network$"):
+        encoders.resolve(f"org/model@{commit}")
+    tally("models of the hub", "at a commit, without code")
+
+
 def test_what_is_installed_is_as_published(tally, often):
     """Every installed file has the checksum that its package lists."""
     if not often(0, 1):
@@ -111,8 +146,8 @@ def test_what_is_installed_is_as_published(tally, often):
             continue
         for file in package.files or []:
             path = file.locate()
-            if file.hash is None or not path.is_file():
-                continue
+            if file.hash is None or not path.is_file() or path.parent.name == "bin":
+                continue  # pip writes the commands, for this very Python
             digest = hashlib.new(file.hash.mode, path.read_bytes()).digest()
             found = base64.urlsafe_b64encode(digest).decode().rstrip("=")
             assert found == file.hash.value, f"{path} is not what {package.name} published"

@@ -23,7 +23,7 @@ def checkout(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(strength=None, write=False, faults=False):
+def run(strength=None, write=False, faults=None):
     args = {"strength": strength, "write": write, "faults": faults, "repeat": 2, "whole": 0}
     return check.main(argparse.Namespace(**args))
 
@@ -66,11 +66,11 @@ def test_faults_alone(checkout, capfd):
     (checkout / "reference_tests" / "faults").mkdir()
     faults = checkout / "reference_tests" / "faults" / "__main__.py"
     faults.write_text("import sys\n\nprint(sys.argv[1:])\n")
-    assert run(faults=True) == 0
+    assert run(faults=["data"]) == 0
     out = capfd.readouterr().out
-    assert "['--repeat', '2', '--whole', '0']" in out and "passed" not in out
+    assert "['data', '--repeat', '2', '--whole', '0']" in out and "passed" not in out
     faults.write_text("raise SystemExit(1)\n")
-    assert run(faults=True) == 1
+    assert run(faults=[]) == 1
 
 
 def test_without_ruff_it_says_that_style_is_not_checked(checkout, capfd, monkeypatch):
