@@ -310,7 +310,7 @@ def test_a_full_queue(right, tally, often):
 def test_shutdown_answers_what_was_taken(right, tally, often):
     """SIGTERM while 64 requests are waiting for a slow model."""
     for _ in range(often(1, 5)):
-        with Served(seconds=0.05) as server:
+        with Served(seconds=0.2) as server:
             happened = asyncio.run(asyncio.wait_for(stopped(server, right), SECONDS))
             ended = server.process.wait(40)  # uvicorn passes the signal on when it has finished
             assert ended in (0, -signal.SIGTERM), server.process.stderr.read()
@@ -323,7 +323,14 @@ async def stopped(server, right):
     lines = [await connect(server.port) for _ in range(CLIENTS)]
     for user, (_, writer) in enumerate(lines, start=1):
         writer.write(message("POST", "/recommend", b'{"user_id": %d, "k": %d}' % (user, K)))
-    await asyncio.sleep(0.1)  # the model needs 0.4 s for all of them
+    reader, writer = await connect(server.port)
+    taken = 0
+    while taken < CLIENTS - 8:  # eight are with the model, which needs 0.2 s for them
+        writer.write(message("GET", "/metrics"))
+        told = (await answer(reader))[2].decode()
+        taken = sum(float(x) for x in re.findall(
+            r"^recommend_(?:waiting|requests_total{.*}) (\S+)$", told, re.MULTILINE))  # fmt: skip
+    writer.close()
     server.process.send_signal(signal.SIGTERM)
     answers = [judge(*await answer(reader), user, right)
                for user, (reader, _) in enumerate(lines, start=1)]  # fmt: skip
