@@ -109,6 +109,7 @@ def main(args: argparse.Namespace) -> int:
     reference = upstream.resolve(ROOT, args.against)
     folders = chosen(args.impl, Path.cwd())
     confine.protect_caller()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))  # leave by the way that ends children
     good = True
     for folder in folders:
         verdict = judge(folder, reference, required, args.timeout)
