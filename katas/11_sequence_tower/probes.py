@@ -521,7 +521,7 @@ def cost_of_the_loss():
         other = other_device_findings(lambda place, s=sample: call(4, s, place))
         found["sampled" if sample else "full"] = [
             many.operations > few.operations + 8,
-            many.largest_bytes > max(pairs, 6000),
+            many.largest_bytes > max(2 * pairs, 6000),
             sum(4 * size > 3 * pairs for size in kept.values()) > 1,
             bool(other.cost.syncs),
             bool(other.findings),

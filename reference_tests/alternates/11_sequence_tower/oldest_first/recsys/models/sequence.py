@@ -142,7 +142,7 @@ def next_item_loss(
             )
         else:
             chosen = torch.cat([own.clamp(min=0)[:, None], sample.expand(len(own), -1)], 1)
-            first = torch.einsum("nd,nd->n", queries, items.index_select(0, chosen[:, 0]))
+            first = torch.einsum("nd,nd->n", queries, items.index_select(0, own.clamp(min=0)))
             scores = torch.cat([first[:, None], queries @ items.index_select(0, sample).T], 1)
             if log_q is not None:
                 scores = scores - log_q.to(wide)[chosen]
