@@ -465,7 +465,7 @@ def answer_of(kind: str, begin: int, rng: random.Random) -> bytes:
         body = rng.randbytes(len(body))
     length = len(body)
     if kind == "short length":
-        length = rng.randrange(1, len(body) + 1)
+        length = rng.randrange(len(body) + 1)
     if kind == "long length":
         length += rng.randint(1, 1000)
     head = b"HTTP/1.1 206 Partial\r\n" if begin else b"HTTP/1.1 200 OK\r\n"
