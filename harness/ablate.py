@@ -32,8 +32,13 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "retrieval without genres": ("retrieval.item_features=[item_id]",),
     "retrieval with text": ("retrieval.item_features=[item_id, genres, text]",),
     "no text at all": ("text.encoder=none",),
-    "ranker: no cross layers": ("ranking.num_cross_layers=0",),
-    "ranker: cross layers alone": ("ranking.hidden_dims=[]",),
+    # all four, so one of them is what the configuration has already and changes nothing
+    "ranker: cross layers and deep part": (
+        "ranking.num_cross_layers=2",
+        "ranking.hidden_dims=[64, 32]",
+    ),
+    "ranker: deep part alone": ("ranking.num_cross_layers=0", "ranking.hidden_dims=[64, 32]"),
+    "ranker: cross layers alone": ("ranking.num_cross_layers=2", "ranking.hidden_dims=[]"),
     "ranker: linear": ("ranking.num_cross_layers=0", "ranking.hidden_dims=[]"),
     "ranker: binary loss": ("ranking.loss=binary",),
 }

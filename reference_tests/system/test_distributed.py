@@ -31,7 +31,7 @@ def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     done = torchrun(HERE / "two_processes.py", folder)
     assert done.returncode == 0, done.stderr
-    return {path.stem: torch.load(path) for path in folder.glob("*.pt")}
+    return {path.stem: torch.load(path, weights_only=True) for path in folder.glob("*.pt")}
 
 
 @pytest.fixture(scope="module")

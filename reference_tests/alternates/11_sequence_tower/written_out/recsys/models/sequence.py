@@ -115,7 +115,7 @@ class SequenceTower(nn.Module):
         for block in self.blocks:
             x = block(x, there)
         x = torch.where(there[..., None], self.norm(x), 1.0)
-        return x / x.norm(dim=2, keepdim=True) * there[..., None]
+        return x / x.norm(dim=2, keepdim=True).clamp(min=1e-12) * there[..., None]
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         history = batch[self.column]
