@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import sys
+import types
 from unittest.mock import patch
 
 import numpy as np
@@ -13,6 +14,7 @@ from harness import encoders, evaluator
 from harness.spec import assert_close, assert_equal, assert_scalar, check, device, learner, rung
 
 pipeline = learner("pipeline")
+losses = learner("training.losses")
 synthetic = learner("data.synthetic")
 splits = learner("data.splits")
 candidates = learner("data.candidates")
@@ -81,10 +83,9 @@ def whole(dataset, split, config=CONFIG):
     return pipeline.run(dataset, split, config, seed=1, device=device(), log=silent)
 
 
-@functools.cache
 def outcome():
     """The run that several rungs look at."""
-    return whole(*world())
+    return watched_run()[0]
 
 
 def known_rows():
@@ -128,6 +129,31 @@ def test_an_example_is_the_user_before_the_target():
         assert_equal(history[row].tolist(), padded, what=f"history of example {row}")
 
 
+@rung(hint="Which items are negatives of a row, and how likely was each to become one?")
+def test_the_loss_knows_how_likely_an_item_was():
+    """log Q of the rows, and the same item masked, where the configuration asks for it."""
+    _, split = world()
+    data = retrieval_data(split.train)
+    torch.manual_seed(0)
+    model = pipeline.build_retrieval(data, CONFIG["retrieval"]).to(device()).eval()
+    batch = data.example_batch(torch.arange(0, 400, 3, device=device()))
+    target = batch["target"]
+    with torch.no_grad():
+        user, item = model(batch, data.item_batch(target))
+        for log_q, mask in ((True, True), (True, False), (False, True)):
+            config = CONFIG["retrieval"] | {"log_q": log_q, "mask_accidental_hits": mask}
+            found = pipeline.retrieval_loss(data, config)(model, batch)
+            wanted = losses.in_batch_softmax_loss(
+                user,
+                item,
+                temperature=model.temperature,
+                item_ids=target if mask else None,
+                log_q=data.log_q[target] if log_q else None,
+            )
+            what = f"loss with log_q={log_q}, mask_accidental_hits={mask}"
+            assert_scalar(found, float(wanted), rtol=1e-4, what=what)
+
+
 @rung(hint="An id row that no example ever trained is noise: give such an item row 0.")
 def test_an_item_without_rows_has_no_id():
     """An item that the rows do not hold is described by its content, its id is padding."""
@@ -143,15 +169,52 @@ def test_an_item_without_rows_has_no_id():
 def test_the_ranker_learns_from_each_users_last_rows():
     """Of each user the last rows are held out, at most `count` and at most a third of them."""
     dataset, split = world()
-    before, places = pipeline.split_off_last(dataset, split.train, 4)
     user = dataset.user[split.train]
-    for who in (0, 17, 89):
-        mine = np.flatnonzero(user == who)
-        held = min(4, len(mine) // 3)
-        wanted = mine[len(mine) - held :]
-        assert_equal(sorted(set(places) & set(mine)), wanted.tolist(), what=f"places of user {who}")
-    assert_equal(len(before) + len(places), len(split.train), what="rows before and places")
-    assert_equal(sorted(before), sorted(np.delete(split.train, places)), what="rows before")
+    for count in (4, 40):
+        before, places = pipeline.split_off_last(dataset, split.train, count)
+        for who in (0, 17, 89):
+            mine = np.flatnonzero(user == who)
+            held = min(count, len(mine) // 3)
+            wanted = mine[len(mine) - held :].tolist()
+            what = f"places of user {who} with count={count}"
+            assert_equal(sorted(set(places.tolist()) & set(mine.tolist())), wanted, what=what)
+        assert_equal(len(before) + len(places), len(split.train), what="rows before and places")
+        rest = np.delete(split.train, places).tolist()
+        assert_equal(sorted(before.tolist()), sorted(rest), what="rows before")
+
+
+@rung(
+    hint="What have all the texts in common, and how many items does a history hold?",
+    seconds=300,
+)
+def test_text_is_centred_and_padding_has_none(tmp_path):
+    """Text vectors are centred and of unit length; a profile is the mean over the items there."""
+    dataset, _ = world()
+    config = {"encoder": str(encoders.TINY), "cache": str(tmp_path)}
+    text = pipeline.text_vectors(dataset, config, device())
+    assert_equal(len(text), dataset.num_items, what="number of text vectors")
+    assert_close(text.norm(dim=1), torch.ones(len(text)), rtol=1e-4, what="lengths")
+    likeness = float((text @ text.T).mean())
+    check(abs(likeness) < 0.1, "no part common to all texts: a mean cosine near 0",
+          came_back=f"{likeness:.2f}")
+    vectors = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)).to(device())
+    history = torch.tensor([[3, 6, 0, 0], [2, 0, 0, 0], [5, 1, 4, 2]], device=device())
+    wanted = torch.stack([vectors[[2, 5]].mean(0), vectors[1], vectors[[4, 0, 3, 1]].mean(0)])
+    found = pipeline.text_profile(vectors, history)
+    assert_close(found, wanted, rtol=1e-4, atol=1e-5, what="profiles")
+
+
+@rung(hint="A logit belongs to a user and an item, whoever else is asked for.")
+def test_the_ranker_reads_numbers_on_the_scale_it_was_trained_on():
+    """Dense features are standardised with the ranker's own mean and deviation."""
+    draw = torch.Generator().manual_seed(0)
+    sizes = (5, 3, 4), (4,), (4,)
+    dense, mean, std = (torch.rand(size, generator=draw).to(device()) for size in sizes)
+    items = torch.arange(15, device=device()).view(5, 3)
+    data = types.SimpleNamespace(dense=dense, items=items, text=None, profile=None)
+    found = pipeline.Ranker(None, mean, std).columns(data, torch.tensor([4, 1], device=device()))
+    wanted = ((dense[[4, 1]] - mean) / std).view(6, 4)
+    assert_close(found["dense"], wanted, rtol=1e-4, atol=1e-5, what="dense columns")
 
 
 @rung(hint="Score all items, leave out what lies before the request, then cut at k.")
@@ -207,58 +270,91 @@ def test_the_ranker_reorders_the_candidates():
     )
     _, logits = evaluator.reorder(retrieval["items"], ranking["logits"])
     assert_close(torch.tensor(final["scores"]), torch.tensor(logits), what="final scores")
+    place = np.argsort(retrieval["items"], axis=1, kind="stable")
+    back = np.argsort(np.argsort(final["items"], axis=1, kind="stable"), axis=1)
+    own = np.take_along_axis(np.take_along_axis(ranking["logits"], place, 1), back, 1)
+    assert_close(torch.tensor(final["scores"]), torch.tensor(own), what="logits of those items")
 
 
-@rung(hint="Whatever is fitted or selected, counts included, is fitted without the test rows.")
+@rung(
+    hint="Whatever is fitted or selected, counts included, is fitted without the test rows.",
+    seconds=300,
+)
 def test_the_test_rows_are_never_read():
     """Another test set changes nothing: neither lists nor scores nor training."""
     dataset, split = world()
     other = dataclasses.replace(split, test=split.test[:0])
     shuffled = dataset.item.copy()
     shuffled[split.test] = np.random.default_rng(0).permutation(dataset.item[split.test])
-    changed = whole(dataclasses.replace(dataset, item=shuffled), other)
+    later = dataset.time.copy()
+    later[split.test] += 50 * 86400
+    changed = whole(dataclasses.replace(dataset, item=shuffled, time=later), other)
     for stage in ("retrieval", "final"):
         found, wanted = changed[stage]["items"], outcome()[stage]["items"]
         assert_equal(found.tolist(), wanted.tolist(), what=f"{stage} lists")
 
 
+@dataclasses.dataclass
+class Seen:
+    """What a run trained on which rows, in order."""
+
+    features: list = dataclasses.field(default_factory=list)  # rows behind each computed statistic
+    retrieval: list = dataclasses.field(default_factory=list)  # rows of each trained model
+    ranker: tuple | None = None  # its data; how many of each were there before it
+
+
 @contextlib.contextmanager
 def watched():
-    """Notes what the ranker is trained on, and which statistics were asked before that."""
-    made, asked, trained = {}, [], []
-    features = candidates.CandidateFeatures
+    """Notes what retrieval and the ranker are trained on, and the statistics that are asked."""
+    made, seen = {}, Seen()
+    features, columns = candidates.CandidateFeatures, pipeline.RetrievalData
+    plain_init, plain_call, plain_columns = features.__init__, features.__call__, columns.__init__
+    plain_retrieval, plain_ranker = pipeline.train_retrieval, pipeline.train_ranker
+    module = sys.modules[plain_ranker.__module__]
 
     def init(self, dataset, rows, *args, **options):
-        made[id(self)] = np.asarray(rows)
+        made[id(self)] = self, np.asarray(rows)  # kept, so that no id is used again
         return plain_init(self, dataset, rows, *args, **options)
 
     def call(self, *args, **options):
-        asked.append(made[id(self)])
+        seen.features.append(made[id(self)][1])
         return plain_call(self, *args, **options)
 
-    def train(data, *args, **options):
-        trained.append((data, list(asked)))
-        return plain_train(data, *args, **options)
+    def columns_init(self, dataset, rows, *args, **options):
+        made[id(self)] = self, np.asarray(rows)
+        return plain_columns(self, dataset, rows, *args, **options)
 
-    plain_init, plain_call = features.__init__, features.__call__
-    plain_train = pipeline.train_ranker
-    module = sys.modules[plain_train.__module__]
+    def train_retrieval(data, *args, **options):
+        seen.retrieval.append(made[id(data)][1])
+        return plain_retrieval(data, *args, **options)
+
+    def train_ranker(data, *args, **options):
+        seen.ranker = data, len(seen.features), len(seen.retrieval)
+        return plain_ranker(data, *args, **options)
+
     with contextlib.ExitStack() as stack:
         for owner, name, value in (
             (features, "__init__", init), (features, "__call__", call),
-            (module, "train_ranker", train),
+            (columns, "__init__", columns_init),
+            (module, "train_retrieval", train_retrieval), (module, "train_ranker", train_ranker),
         ):
             stack.enter_context(patch.object(owner, name, value))
-        yield trained
+        yield seen
 
 
 @functools.cache
-def ranker_training():
-    """What `run` trained its ranker on: the data, and the rows of the statistics behind them."""
-    with watched() as trained:
-        whole(*world())
-    check(trained, "train_ranker is called", came_back="run did not call it")
-    return trained[0]
+def watched_run():
+    """The run of `outcome`, and what was trained on which rows in it."""
+    with watched() as seen:
+        result = whole(*world())
+    return result, seen
+
+
+def training():
+    """What `run` trained on which rows."""
+    _, seen = watched_run()
+    check(seen.ranker, "train_ranker is called", came_back="run did not call it")
+    return seen
 
 
 def held_out():
@@ -274,7 +370,8 @@ def held_out():
 @rung(hint="Which rows hold the answers to what the ranker is trained on? Who has counted them?")
 def test_the_rankers_statistics_do_not_know_its_targets():
     """The statistics that the ranker is trained on come from rows without any of its targets."""
-    _, asked = ranker_training()
+    seen = training()
+    asked = seen.features[: seen.ranker[1]]
     check(asked, "candidate features from CandidateFeatures", came_back="none were computed")
     for rows in asked:
         known = int(np.isin(held_out(), rows).sum())
@@ -289,7 +386,7 @@ def test_the_rankers_statistics_do_not_know_its_targets():
 def test_the_ranker_is_trained_on_what_retrieval_proposes():
     """Its negatives are near the positive: unseen candidates of retrieval, each list with one."""
     dataset, _ = world()
-    data, _ = ranker_training()
+    data, _, _ = training().ranker
     labels = data.labels.cpu()
     items = data.items.cpu()
     assert_equal(list(items.shape[1:]), [25], what="candidates of a request")
@@ -301,9 +398,40 @@ def test_the_ranker_is_trained_on_what_retrieval_proposes():
     share = len(items) / len(targets)
     check(share > 0.3, "lists that hold the target more often than by chance, above 0.3",
           came_back=f"{share:.2f} of {len(targets)} requests")
+    check(share < 0.95, "no list for a request whose target retrieval did not propose",
+          came_back=f"lists for {share:.2f} of {len(targets)} requests")
 
 
-@rung(hint="Selection is a kind of training: which rows may it see?")
+@rung(hint="Whose scores will the ranker read in the end: of a model that knows the answer?")
+def test_the_rankers_candidates_come_from_a_model_without_its_targets():
+    """Before the ranker, retrieval is trained on the rows before the ranker's targets."""
+    seen = training()
+    known = [int(np.isin(held_out(), rows).sum()) for rows in seen.retrieval[: seen.ranker[2]]]
+    check(
+        0 in known,
+        "a retrieval model, trained before the ranker on rows without its targets",
+        came_back=f"models that were trained on {known} of the {len(held_out())} targets",
+    )
+
+
+@rung(hint="Everybody's latest rows are worth most: who has not learned from them yet?")
+def test_everything_is_fitted_again_on_all_rows():
+    """What is ranked in the end comes from retrieval and statistics of all known rows."""
+    seen = training()
+    everything = sorted(known_rows().tolist())
+    for name, rows in (("retrieval", seen.retrieval), ("statistics", seen.features)):
+        sizes = [len(each) for each in rows]
+        check(
+            any(sorted(each.tolist()) == everything for each in rows),
+            f"{name} fitted on all {len(everything)} known rows",
+            came_back=f"{name} fitted on {sizes} rows",
+        )
+
+
+@rung(
+    hint="Selection is a kind of training: which rows may it see?",
+    seconds=300,
+)
 def test_epochs_are_selected_on_validation_alone():
     """With select_epochs another test set changes nothing, and another validation set may."""
     dataset, split = world()
@@ -339,7 +467,10 @@ def test_selection_ranks_the_whole_catalogue():
     assert_scalar(max(result.metrics), ndcg, rtol=1e-4, what="the best validation metric")
 
 
-@rung(hint="One map from raw ids to rows, for training, test and service.")
+@rung(
+    hint="One map from raw ids to rows, for training, test and service.",
+    seconds=300,
+)
 def test_raw_ids_are_kept_apart_from_rows():
     """With other raw ids, in the same order, the same films are recommended to the same people."""
     dataset, split = world()
@@ -356,13 +487,20 @@ def test_raw_ids_are_kept_apart_from_rows():
     found = [[item for item, *_ in each] for each in answer]
     assert_equal(found, other.item_ids[lists[0][:2, :3]].tolist(), what="raw ids served")
 
-@rung(hint="Two runs with one seed must agree; which source of chance is not seeded?")
+
+@rung(
+    hint="Two runs with one seed must agree; which source of chance is not seeded?",
+    seconds=300,
+)
 def test_a_seed_is_a_run():
-    """The same seed gives the same lists."""
+    """The same seed gives the same lists, another one other lists."""
     again = whole(*world())
     assert_equal(
         again["final"]["items"].tolist(), outcome()["final"]["items"].tolist(), what="final lists"
     )
+    other = pipeline.run(*world(), CONFIG, seed=2, device=device(), log=silent)
+    same = np.array_equal(other["final"]["items"], again["final"]["items"])
+    check(not same, "other lists with another seed", came_back="the same lists with seeds 1 and 2")
 
 
 @rung(hint="Serve the same model, the same statistics and the same moment that were judged.")
@@ -376,7 +514,10 @@ def test_what_is_served_is_what_was_judged():
     assert_equal(found, wanted, what="items served")
 
 
-@rung(hint="Which items are cold, and what may be known of them? Their text and genres only.")
+@rung(
+    hint="Which items are cold, and what may be known of them? Their text and genres only.",
+    seconds=300,
+)
 def test_cold_items_are_recommended_from_content_alone(tmp_path):
     """Every user gets the best cold items; without a text encoder there is no cold start."""
     dataset, _ = world()
@@ -401,7 +542,10 @@ def test_cold_items_are_recommended_from_content_alone(tmp_path):
     assert_equal(again["items"].tolist(), found["items"].tolist(), what="lists of other raters")
 
 
-@rung(hint="Nothing was learned: look at the loss, at log Q, and at what the ranker is fed.")
+@rung(
+    hint="Nothing was learned: look at the loss, at log Q, and at what the ranker is fed.",
+    seconds=300,
+)
 def test_it_beats_popularity():
     """On data with planted tastes and sequences the final lists beat the popular items."""
     dataset, split = world()
