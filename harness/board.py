@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
-from harness import catalog, record
+from harness import catalog, plan, record
 from harness.catalog import Kata
+from harness.plan import Plan
 from harness.record import Result
 
 WIDTH = 80
@@ -38,7 +40,10 @@ def main(args: argparse.Namespace) -> int:
     """Print the board, or the same for programs."""
     results = record.read()
     board = [standing(kata, results.get(kata.id)) for kata in catalog.load()]
-    print(json.dumps(status(board)) if args.json else "\n".join(lines(board)))
+    if args.json:
+        print(json.dumps(status(board)))
+    else:
+        print("\n".join(lines(board, plan.read(), date.today())))
     return 0
 
 
@@ -85,7 +90,7 @@ def status(board: list[Standing]) -> dict[str, Any]:
     }
 
 
-def lines(board: list[Standing]) -> list[str]:
+def lines(board: list[Standing], study: Plan, today: date) -> list[str]:
     """The board in 80 columns."""
     if not board:
         return ["There are no katas yet."]
@@ -93,7 +98,10 @@ def lines(board: list[Standing]) -> list[str]:
     done = [each for each in core if each.state == "passing"]
     hours = sum(each.kata.hours for each in core)
     finished = sum(each.kata.hours for each in done)
-    shown = [f"{len(done)} of {len(core)} katas passing, {finished:g} of {hours:g} hours", ""]
+    shown = [f"{len(done)} of {len(core)} katas passing, {finished:g} of {hours:g} hours"]
+    if finished < hours:
+        shown.append(study.line(hours - finished, today))
+    shown.append("")
     phase = None
     for each in in_order(board):
         if heading(each.kata) != phase:

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +94,10 @@ class Candidate:
         if cold is not None:
             without, _ = load(Path(cold))
             given = pipeline.run_cold_start(without, settings, seed=0, device=where, log=silent)
+            if given is None:
+                raise TypeError("run_cold_start gave None, expected lists of the cold items")
             found["cold_items"] = given["items"]
-        plain = {name: np.asarray(array) for name, array in found.items()}
+        plain: dict[str, Any] = {name: np.asarray(array) for name, array in found.items()}
         wrong = [name for name, array in plain.items() if array.dtype.kind not in "iuf"]
         if wrong:
             raise TypeError(f"{wrong[0]} is no array of numbers: {plain[wrong[0]].dtype}")
@@ -166,7 +169,7 @@ class Candidate:
         """Dispatched operations and synchronisations of a training step, and where they are."""
         from harness import cost
 
-        one, two = (cost.count(lambda n=n: self.timed["step"](n)) for n in (1, 2))
+        one, two = (cost.count(partial(self.timed["step"], n)) for n in (1, 2))
         more = two.by_place
         more.subtract(one.by_place)
         place = max(more, key=lambda each: (each is not None, more[each]), default=None)

@@ -147,7 +147,7 @@ def measure(
         split = item_cold_start(dataset, fraction=own["cold_start"]["fraction"], seed=seed)
         table = np.zeros((dataset.num_users, dataset.num_items))
         table[dataset.user[split.train], dataset.item[split.train]] = 1.0
-        warm = table.any(0)
+        warm = np.asarray(table.any(0))
         user, item = dataset.user[split.test], dataset.item[split.test]
         scores = baselines(table, warm, raw, dataset.genres, config, seed)
         lists = {name: best(score, table, split.cold_items) for name, score in scores.items()}
@@ -158,6 +158,8 @@ def measure(
             made = run_cold_start(
                 dataset, own | {"cold_start": part}, seed=seed, device=device, log=lambda *_: None
             )
+            if made is None:
+                raise TypeError("run_cold_start gave None, expected lists of the cold items")
             lists[name] = {"cold": made["items"], "all": made["all_items"]}
         for name, kinds in lists.items():
             for kind, listed in kinds.items():

@@ -77,19 +77,20 @@ class Report:
     seconds: float = 0.0
 
     @property
-    def culprits(self) -> list[Part]:
-        found = [part for part in self.parts if part.alone and not part.alone.green]
-        return sorted(found, key=lambda part: weight(part.alone), reverse=True)
+    def culprits(self) -> list[tuple[Part, Outcome]]:
+        """The parts that are red alone, and how they do so; the worst first."""
+        found = [(part, part.alone) for part in self.parts if part.alone and not part.alone.green]
+        return sorted(found, key=lambda each: weight(each[1]), reverse=True)
 
     def lines(self) -> list[str]:
         if self.system.green and not self.culprits:
             return ["Nothing to blame: the system is green."]
         lines = [f"The system is red: it {self.system.says}."] if not self.system.green else []
-        for part in self.culprits:
+        for part, alone in self.culprits:
             number = part.kata.partition("_")[0]
             mends = part.without is not None and part.without.green
             more = "; swapped for the reference, the system is green" if mends else ""
-            lines.append(f"{part.kata} {part.alone.says}{more}.")
+            lines.append(f"{part.kata} {alone.says}{more}.")
             lines.append(f"  see: kata test {number}   kata guide {number}")
         for group in self.together:
             lines.append(f"{' and '.join(group)} only fail together: each alone is fine.")
@@ -97,7 +98,7 @@ class Report:
             lines.append("No part alone and no two together explain it.")
         if self.rest is not None and not self.rest.green and self.culprits:
             lines.append(f"With them swapped it still {self.rest.says}.")
-        blamed = {p.kata for p in self.culprits} | {k for group in self.together for k in group}
+        blamed = {p.kata for p, _ in self.culprits} | {k for group in self.together for k in group}
         fine = [part.kata for part in self.parts if part.kata not in blamed]
         if fine:
             lines.append(f"Fine: {', '.join(fine)}.")
@@ -106,7 +107,7 @@ class Report:
     def as_json(self) -> dict[str, Any]:
         """{"green", "says", "culprits": [{"kata", "says", "swapped_is_green"}], "together",
         "fine", "seconds", "lines"}."""
-        blamed = [part.kata for part in self.culprits]
+        blamed = [part.kata for part, _ in self.culprits]
         return {
             "green": self.system.green,
             "says": self.system.says,
@@ -114,10 +115,10 @@ class Report:
             "culprits": [
                 {
                     "kata": part.kata,
-                    "says": part.alone.says,
+                    "says": alone.says,
                     "swapped_is_green": part.without.green if part.without else None,
                 }
-                for part in self.culprits
+                for part, alone in self.culprits
             ],
             "together": [list(group) for group in self.together],
             "fine": [part.kata for part in self.parts if part.kata not in blamed],
@@ -224,7 +225,8 @@ class Trials:
                 for n, r in names
             ]
             system.run_quality(sides, self.job, self.seed, "cpu", cold=False)
-            return system.speed(*sides, self.job, "cpu", what=self.what, rounds=3)
+            mine, theirs = sides
+            return system.speed(mine, theirs, self.job, "cpu", what=self.what, rounds=3)
 
     def outcome(self, roots: Sequence[Path]) -> Outcome:
         """How these roots do beside the reference."""

@@ -105,8 +105,10 @@ def train(args: argparse.Namespace, device: Any) -> dict[str, Any]:
         users = torch.from_numpy(dataset.user[split.validation]).to(device)
         target = torch.from_numpy(dataset.item[split.validation]).to(device)
         asked = pipeline.requests_after_all(dataset, data).of(users)
-        lists = pipeline.retrieve(model, data, asked, k=10, chunk_size=settings["chunk_size"])
-        return list_metrics(*lists, target)["ndcg@10"]
+        items, scores = pipeline.retrieve(
+            model, data, asked, k=10, chunk_size=settings["chunk_size"]
+        )
+        return list_metrics(items, scores, target)["ndcg@10"]
 
     return {
         "processes": dist.get_world_size(),

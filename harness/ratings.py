@@ -256,7 +256,8 @@ class Bench:
         """(n,) probability from the shrunk means of item and user, prior tuned on validation."""
         from recsys.data.ratings import shrunk_means
 
-        like, best, least = self.table.like, None, np.inf
+        like = self.table.like
+        tried: list[tuple[float, np.ndarray]] = []
         for item, user in itertools.product(self.config["means"]["prior"], repeat=2):
             guess = shrunk_means(
                 self.dataset,
@@ -267,9 +268,8 @@ class Bench:
                 user_prior=user,
             )
             loss = log_losses(guess[self.validation], like[self.validation]).mean()
-            if loss < least:
-                best, least = guess, loss
-        return best
+            tried.append((float(loss), guess))
+        return min(tried, key=lambda each: each[0])[1]
 
     def predict(
         self, method: Method, settings: Mapping[str, Any], fitted: np.ndarray,
@@ -457,7 +457,7 @@ def record(
     """The record in Markdown."""
     versions = run.versions()
     peers = sorted({f"{m.package} {m.version}" for m in METHODS if m.package and m.version})
-    missing = sorted({m.package for m in METHODS if m.version is None})
+    missing = sorted({m.package for m in METHODS if m.package and m.version is None})
     lines = [
         "# Rating prediction",
         "",

@@ -263,7 +263,7 @@ def serve(recommender: Any, settings: dict[str, Any], reporter: Reporter) -> dic
         torch.set_num_threads(threads)
 
 
-def use_encoder(config: dict[str, Any]) -> str | None:
+def use_encoder(config: dict[str, Any]) -> str:
     """Replace the encoder's name in the configuration by what can be loaded; its description."""
     path, description = encoders.resolve(str(config["text"]["encoder"] or "none"))
     config["text"] |= {"encoder": path, "cache": str(STATE / "text")}

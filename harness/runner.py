@@ -247,9 +247,11 @@ def tell(result: KataResult) -> None:
 
 def keep(result: KataResult, digest: str) -> None:
     """Record the result; where that cannot be written, it was at least told."""
-    how = {"digest": digest, "reason": result.reason, "seconds": result.seconds}
     try:
-        record.write(result.kata, result.rungs, **how)
+        record.write(
+            result.kata, result.rungs,
+            digest=digest, reason=result.reason, seconds=result.seconds,
+        )  # fmt: skip
     except OSError as error:
         print(f"kata: not recorded: {error.filename}: {error.strerror}", file=sys.stderr)
 

@@ -21,12 +21,11 @@ from unittest import mock
 import numpy as np
 
 from harness.paths import ROOT
-from harness.speed import table
+from harness.speed import REPEATS, table
 
 SIZES = {"users": 400, "items": 400, "rows a user": 8}
 FACTORS = (1, 4, 16)
 PARTS = ("training epoch", "full ranking", "candidate features")
-REPEATS = 3  # of a measurement; the fastest counts
 
 
 def measure(args: argparse.Namespace) -> list[str]:
@@ -107,7 +106,7 @@ def point(plan: dict[str, Any]) -> dict[str, Any]:
     loss = pipeline.retrieval_loss(data, settings)
     fit = loop.FitConfig(**{**settings["fit"], "epochs": 1, "batch_size": 512})
     asked = pipeline.requests_after_all(dataset, data)
-    lists = []
+    lists: list[Any] = []  # items and scores of the full ranking
 
     def epoch() -> None:
         loop.fit(model, loss, len(data.positions), data.example_batch, fit)
@@ -119,7 +118,8 @@ def point(plan: dict[str, Any]) -> dict[str, Any]:
     def features() -> None:
         statistics = CandidateFeatures(dataset, split.train, device=device,
                                        **config["ranking"]["features"])  # fmt: skip
-        pipeline.RankingData(asked, *lists, statistics)
+        items, scores = lists
+        pipeline.RankingData(asked, items, scores, statistics)
 
     found: dict[str, Any] = {"rows": len(split.train)}
     for name, run in zip(PARTS, (epoch, ranking, features), strict=True):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -92,6 +93,12 @@ def bound(work: list[Work], copy_rate: float, matmul_rate: float) -> float:
     return sum(max(each.bytes / copy_rate, each.flops / matmul_rate) for each in work)
 
 
+def launches(x: Tensor) -> None:
+    """A thousand operations with nothing to compute."""
+    for _ in range(1000):
+        x.add_(1)
+
+
 def measure(args: argparse.Namespace) -> list[str]:
     from harness.run import load_config
     from recsys import pipeline
@@ -136,10 +143,10 @@ def measure(args: argparse.Namespace) -> list[str]:
         table_, target = torch.randn(2, batch_size, batch_size, device=device)
         left, right, product = torch.randn(3, SIDE, SIDE, device=device)
         tiny = torch.zeros(1, device=device)
-        yardsticks = {
-            "copy": lambda to=target, of=table_: to.copy_(of),
-            "matmul": lambda to=product, a=left, b=right: torch.mm(a, b, out=to),
-            "launches": lambda x=tiny: [x.add_(1) for _ in range(1000)],
+        yardsticks: dict[str, Callable[[], Any]] = {
+            "copy": partial(target.copy_, table_),
+            "matmul": partial(torch.mm, left, right, out=product),
+            "launches": partial(launches, tiny),
         }
         times = in_turns(contestants | yardsticks, args.rounds, device)
         copied = 2 * size(table_)

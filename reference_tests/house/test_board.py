@@ -2,9 +2,13 @@
 
 import json
 import os
+import re
+from datetime import date
 
 import pytest
 
+from harness import plan
+from harness.errors import UsageError
 from harness.paths import ROOT
 
 
@@ -64,6 +68,58 @@ def test_the_board(checkout):
     lines = checkout.kata().out.splitlines()
     assert lines[0] == "1 of 2 katas passing, 1 of 2 hours" and "shift.py" in lines[-1]
     assert max(map(len, lines)) <= 80
+
+
+TODAY = date(2026, 3, 2)
+
+
+@pytest.mark.parametrize(
+    "text, line",
+    [
+        ("", "20 hours left, 5 a week: done by 2026-03-30"),
+        ("hours_a_week = 7.5", "20 hours left, 7.5 a week: done by 2026-03-23"),
+        ("deadline = 2026-03-30", "20 hours left, 5 a week: 2026-03-30 takes 5.0 a week"),
+        ("deadline = 2026-03-16", "20 hours left, 5 a week: 2026-03-16 takes 10.0 a week"),
+        ("deadline = 2026-03-04", "20 hours left, 5 a week: 2026-03-04 takes 20.0 a week"),
+        ("deadline = 2026-03-02", "20 hours left, 5 a week: due today"),
+        ("deadline = 2026-03-01", "20 hours left, 5 a week: the deadline was 2026-03-01"),
+        ("hours_a_week = 0.001", "20 hours left, 0.001 a week: 20000 weeks"),
+    ],
+)
+def test_what_a_plan_comes_to(tmp_path, text, line):
+    file = tmp_path / "plan.toml"
+    file.write_text(text)
+    assert plan.read(file).line(20, TODAY) == line
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("hours_a_week = 0", "hours_a_week is 0; expected a number above 0"),
+        ("hours_a_week = nan", "hours_a_week is nan; expected a number above 0"),
+        ("hours_a_week = true", "hours_a_week is True; expected a number"),
+        ("deadline = '2026-03-30'", "deadline is '2026-03-30'; expected a day without quotes"),
+        ("deadline = 2026-03-30T10:00:00", "expected a day without quotes"),
+        ("hours = 4", "unknown 'hours'; expected hours_a_week and deadline"),
+        ("hours_a_week =", "cannot be read"),
+    ],
+)
+def test_a_plan_that_is_none(tmp_path, text, said):
+    file = tmp_path / "plan.toml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=re.escape(said)):
+        plan.read(file)
+
+
+def test_the_board_shows_the_plan(checkout):
+    assert "2 hours left, 5 a week: done by 20" in checkout.kata().out.splitlines()[1]
+    (checkout.root / "progress").mkdir(exist_ok=True)
+    file = checkout.root / "progress/plan.toml"
+    file.write_text("hours_a_week = 3\ndeadline = 2000-01-01\n")
+    assert checkout.kata().out.splitlines()[1].endswith("3 a week: the deadline was 2000-01-01")
+    file.write_text("hours_a_week = 'x'\n")
+    run = checkout.kata()
+    assert run.code == 2 and "progress/plan.toml: hours_a_week is 'x'" in run.err, run
 
 
 def test_advanced_katas_stand_apart(checkout):
