@@ -53,7 +53,7 @@ def standing(kata: Kata, result: Result | None) -> Standing:
     if not attempted:
         return Standing(kata, "not_started", 0)
     if result is None:
-        return Standing(kata, "stale", 0, "not run yet")
+        return Standing(kata, "stale", 0, "no run recorded yet")
     outcomes = [result.rungs.get(rung.name) for rung in kata.rungs]
     passed = outcomes.count("passed")
     if record.is_stale(kata, result):

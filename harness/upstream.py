@@ -101,8 +101,10 @@ def resolve(root: Path, name: str | None) -> Reference:
             help_ = "--against takes a tag, branch or commit; is it fetched?"
         else:
             help_ = (
-                "that is the tag of the version that is installed. Fetch the tags of the upstream "
-                "repository (git fetch --tags UPSTREAM), or name a commit: kata gate --against REF"
+                "it would be the\ntag of the version that is installed. Fetch it:\n"
+                "  git fetch --tags URL-OF-THE-ORIGINAL-REPOSITORY\n"
+                "or name a commit to compare with, kata gate --against REF, for example\n"
+                "  ./kata gate --against origin/main"
             )
         raise UsageError(f"there is no {asked} in this repository; {help_}") from None
     return Reference(root, asked, found.decode().strip())
