@@ -1,0 +1,64 @@
+"""What the system's verdict takes for honest lists, on a small world."""
+
+import numpy as np
+import pytest
+
+from harness import system
+from harness.paths import REFERENCE, SRC
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory, reference):
+    """A verdict's job on few users, trained for a moment."""
+    from recsys.data.synthetic import generate
+
+    def world(data, seed, size):
+        return generate(seed, users=150, items=100)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(system, "world", world)
+        folder = tmp_path_factory.mktemp("job")
+        fit = {"epochs": 4, "batch_size": 256, "lr": 0.015, "warmup": 0.1}
+        return system.make_job(folder, fit=fit, select_epochs=False, list_length=20)
+
+
+@pytest.fixture(scope="module")
+def lists(job, tmp_path_factory):
+    """The raw lists of a run of the reference, and a way to judge them with some exchanged."""
+    folder = tmp_path_factory.mktemp("lists")
+    out = folder / "lists.npz"
+    with system.side("one", [REFERENCE, SRC], folder / "side", system.plain_launch) as side:
+        request = {"seed": 0, "device": "cpu", "cold": str(job.cold)}
+        side.ask("quality", job=str(job.path), out=str(out), **request)
+    with np.load(out) as file:
+        found = {name: file[name] for name in file.files}
+
+    def judged(**changed):
+        np.savez(folder / "other.npz", **found | changed)
+        return system.judge(job, folder / "other.npz", cold=True)
+
+    return found, judged
+
+
+@pytest.mark.parametrize(
+    ("rule", "spoil"),
+    [
+        ("seen", lambda job, found: first(found, job.seen[0][job.seen[1][:-1]])),
+        ("served", lambda job, found: {"served": found["served"][:, ::-1]}),
+        ("lists", lambda job, found: {"final_items": found["final_items"][:, :-1]}),
+        ("lists", lambda job, found: {"logits": found["logits"][:, :-1]}),
+        ("cold", lambda job, found: {"cold_items": found["final_items"][:, :10]}),
+    ],
+)
+def test_lists_that_are_not_honest_are_unfit(job, lists, rule, spoil):
+    """A seen item, other items served, lists too short, warm items among the cold."""
+    found, judged = lists
+    with pytest.raises(system.Unfit) as caught:
+        judged(**spoil(job, found))
+    assert caught.value.rule == rule
+
+
+def first(found, items):
+    changed = found["retrieval_items"].copy()
+    changed[:, 0] = items
+    return {"retrieval_items": changed}
