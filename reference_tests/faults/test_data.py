@@ -406,7 +406,8 @@ def test_it_is_a_sentence_on_the_command_line(tmp_path, tally, often, capsys, mo
         if code == 2:
             assert said.err.startswith("kata: ") and said.err.count("\n") == 1, said.err
             assert said.out == ""
-        tally("`kata data` on fuzzed files", "a sentence and exit code 2" if code else "loaded")
+        happened = "a sentence and exit code 2" if code else "loaded"
+        tally("`kata data NAME` on fuzzed files", happened)
 
 
 # --- archives and downloads -----------------------------------------------------------------------
