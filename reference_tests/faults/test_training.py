@@ -122,6 +122,9 @@ def infinite_gradient(loss, model, batch):
     return loss + 0 * Broken.apply(model.user.weight[batch["user"][0]]).sum()
 
 
+# What kata 05's reference does not do yet: its contract has no word of it.
+BEYOND = pytest.mark.xfail(reason="beyond the contract of kata 05", strict=True)
+
 POISONS = {
     "NaN in the data": lambda loss, model, batch: (loss * torch.tensor([1.0, math.nan])).mean(),
     "infinity in the data": lambda loss, model, batch: (loss + math.inf * batch["label"]).mean(),
@@ -131,7 +134,10 @@ POISONS = {
 }
 
 
-@pytest.mark.parametrize("what", POISONS)
+@pytest.mark.parametrize(
+    "what",
+    [pytest.param(what, marks=BEYOND if "gradient" in what else ()) for what in POISONS],
+)
 @pytest.mark.parametrize("step", [1, 7, 16])
 def test_what_is_not_finite_is_named(loop, tmp_path, what, step, tally):
     """In the first, a middle or the last step: an error names the place; the state before stays."""
@@ -160,6 +166,7 @@ def test_what_is_not_finite_is_named(loop, tmp_path, what, step, tally):
     assert loop.load_checkpoint(path)["epochs"] == 4
 
 
+@BEYOND
 def test_a_checkpoint_of_something_else_is_refused(loop, tmp_path, tally):
     """Another model, configuration or version: what differs is said, and nothing is taken over."""
     path = tmp_path / "run.pt"
