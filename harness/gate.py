@@ -352,13 +352,9 @@ def run_systems(
         return
     upstream_tree = place / "upstream"
     lay(Folder("reference", [None], ROOT), reference, upstream_tree, Verdict("reference"))
-    overlay.install([overlay.Root("upstream", upstream_tree / "src")])
-    try:
+    with overlay.using([overlay.Root("upstream", upstream_tree / "src")]):
         for name in [name for name, why in data.items() if not why]:
             run_system(system, name, tree, upstream_tree, verdict)
-    finally:
-        overlay.uninstall()
-        overlay.purge()
 
 
 def run_system(system: Any, name: str, tree: Path, upstream_tree: Path, verdict: Verdict) -> None:

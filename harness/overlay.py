@@ -12,7 +12,8 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.abc import MetaPathFinder
@@ -198,6 +199,21 @@ def uninstall() -> None:
         else:
             os.environ[name] = value
     _before.clear()
+
+
+@contextmanager
+def using(roots: Sequence[Root]) -> Iterator[None]:
+    """`recsys` from these roots for a while, then as it was before."""
+    before = installed() if is_installed() else None
+    install(roots)
+    purge()
+    try:
+        yield
+    finally:
+        uninstall()
+        purge()
+        if before is not None:
+            install(before)
 
 
 def purge() -> None:

@@ -71,18 +71,10 @@ def test_killed_at_random_moments(parent, tmp_path, tally, often):
 @pytest.fixture(scope="module")
 def loop():
     """Kata 05's reference as `recsys.training.loop`."""
-    before = overlay.installed() if overlay.is_installed() else None
-    overlay.install(overlay.resolve([str(REFERENCE)], ROOT))
-    overlay.purge()
-    try:
+    with overlay.using(overlay.resolve([str(REFERENCE)], ROOT)):
         from recsys.training import loop
 
         yield loop
-    finally:
-        overlay.uninstall()
-        overlay.purge()
-        if before:
-            overlay.install(before)
 
 
 def fitted(loop, path, *, poison=None, **changes):

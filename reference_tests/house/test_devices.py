@@ -258,9 +258,7 @@ def test_the_message_names_the_line(tmp_path):
             return total * 2
         """
     (models / "placed.py").write_text(textwrap.dedent(source).lstrip())
-    before = overlay.installed() if overlay.is_installed() else None
-    overlay.install([overlay.Root("here", tmp_path)])
-    try:
+    with overlay.using([overlay.Root("here", tmp_path)]):
         placed = spec.learner("models.placed")
         with pytest.raises(KataFailure) as caught:
             spec.assert_device_safe(lambda device: placed.places(torch.ones(3, device=device)))
@@ -278,11 +276,6 @@ def test_the_message_names_the_line(tmp_path):
         with pytest.raises(KataFailure) as caught:
             spec.assert_device_safe(lambda device: placed.moved(torch.ones(3, device=device)))
         assert ("", "return total * 2") in caught.value.facts
-    finally:
-        overlay.uninstall()
-        overlay.purge()
-        if before is not None:
-            overlay.install(before)
 
 
 # --- what stays unsaid ----------------------------------------------------------------------------

@@ -311,3 +311,16 @@ def test_who(checkout):
     checkout.solve()
     assert who("mine") == {"models/scale.py": "yours", "models/shift.py": "reference"}
     assert who(str(right)) == {"models/scale.py": str(right), "models/shift.py": "stub"}
+
+
+def test_using_leaves_things_as_they_were(clean, tmp_path):
+    """Also where what it is used for raises; what was in force before is in force again."""
+    overlay.install([Root("before", tmp_path)])
+    with pytest.raises(KeyError), overlay.using([Root("meanwhile", tmp_path / "two")]):
+        assert [root.name for root in overlay.installed()] == ["meanwhile"]
+        raise KeyError
+    assert [root.name for root in overlay.installed()] == ["before"]
+    overlay.uninstall()
+    with overlay.using([Root("meanwhile", tmp_path)]):
+        assert overlay.is_installed()
+    assert not overlay.is_installed()

@@ -177,8 +177,7 @@ def attempts(tmp_path, monkeypatch, *, sealed):
     folder = tmp_path / "job"
     (folder / "b").mkdir(parents=True)
     (folder / "b/lists-0.npz").write_text("the reference's lists")
-    overlay.install([overlay.Root("tree", top / "src")])
-    try:
+    with overlay.using([overlay.Root("tree", top / "src")]):
         job = system.make_job(folder, "synthetic", data_seed() if sealed else 3)
         if not sealed:
             from harness.candidate import save
@@ -190,9 +189,6 @@ def attempts(tmp_path, monkeypatch, *, sealed):
             with pytest.raises(system.CandidateError) as caught:
                 out = str(folder / "a/lists.npz")
                 side.ask("quality", job=str(job.path), seed=0, device="cpu", out=out)
-    finally:
-        overlay.uninstall()
-        overlay.purge()
     return json.loads(str(caught.value))
 
 
@@ -283,14 +279,10 @@ def test_made_up_figures_are_not_believed(tmp_path):
     from harness import overlay, system
 
     top = tree(tmp_path / "tree", MADE_UP)
-    overlay.install([overlay.Root("tree", top / "src")])
-    try:
+    with overlay.using([overlay.Root("tree", top / "src")]):
         job = system.make_job(tmp_path, "synthetic", data_seed())
         with system.side("mine", [top / "src"], tmp_path / "a", gate.launcher(top)) as side:
             (figures,) = system.run_quality([side], job, 0, "cpu", cold=False)
-    finally:
-        overlay.uninstall()
-        overlay.purge()
     assert figures["final"].mean() < figures["popularity"].mean() / 2
     findings = {f.name: f.good for f in system.compare([figures], [figures])}
     assert findings["popularity"] is False

@@ -10,29 +10,17 @@ import warnings
 import pytest
 import torch
 
-from harness import overlay
-from harness.paths import REFERENCE, ROOT
-
 USERS, ITEMS = 40, 60
 CUTS = (1, 5, 20, 60)
 NAN = math.nan
 
 
 @pytest.fixture(scope="module")
-def metrics():
-    """The reference, under whatever --impl these tests run."""
-    from importlib import import_module
+def metrics(reference):
+    """Of the reference, under whatever --impl these tests run."""
+    from recsys.evaluation import metrics
 
-    before = overlay.installed() if overlay.is_installed() else None
-    overlay.install(overlay.resolve([str(REFERENCE)], ROOT))
-    overlay.purge()
-    try:
-        yield import_module("recsys.evaluation.metrics")
-    finally:
-        overlay.uninstall()
-        overlay.purge()
-        if before is not None:
-            overlay.install(before)
+    return metrics
 
 
 def tables(grades=4, relevant=0.1):

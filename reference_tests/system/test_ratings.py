@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from harness import overlay, ratings
+from harness import ratings
 from harness.errors import UsageError
-from harness.paths import REFERENCE, ROOT
 from recsys.data.features import content_vectors
 from recsys.data.ratings import DECAYS, PROTOCOLS, rating_table, shrunk_means
 from recsys.data.splits import global_time
@@ -252,18 +251,6 @@ def test_calibration_error_is_its_formula(guesses):
 
 
 # --- the benchmark --------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def reference():
-    before = overlay.installed() if overlay.is_installed() else None
-    overlay.install(overlay.resolve([str(REFERENCE)], ROOT))
-    overlay.purge()
-    yield
-    overlay.uninstall()
-    overlay.purge()
-    if before is not None:
-        overlay.install(before)
 
 
 QUICK = [
