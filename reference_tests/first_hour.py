@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from harness import catalog, stubs
-from harness.bench import COPIED
+from harness.bench.loop import COPIED
 from harness.paths import REFERENCE, ROOT
 from reference_tests.strength import catalogue
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from harness import cold, evaluator
+from harness import evaluator
+from harness.bench import cold
 
 USERS, ITEMS, WIDTH = 7, 9, 4
 

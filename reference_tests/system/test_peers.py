@@ -10,7 +10,8 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from harness import ablate, evaluator, peers, run
+from harness import evaluator, run
+from harness.bench import ablate, peers
 from harness.errors import UsageError
 from harness.paths import ROOT
 from recsys.data.splits import leave_last_one_out

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness import ratings
+from harness.bench import ratings
 from harness.errors import UsageError
 from recsys.data.features import content_vectors
 from recsys.data.ratings import DECAYS, PROTOCOLS, rating_table, shrunk_means

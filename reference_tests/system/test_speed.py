@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from harness import cli
+from harness.bench.speed import Times, evaluation, keep, ratios, spread, step, training
 from harness.paths import ROOT
 from harness.phases import Phases
-from harness.speed import Times, evaluation, keep, ratios, spread, step, training
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,7 @@
-"""`kata bench`: how fast things are, measured side by side in one run.
+"""`kata bench --loop`: the learner's loop, measured in a copy of the checkout.
 
-`kata bench NN` runs a kata's timings (tests marked `benchmark`). `kata bench --loop` measures the
-learner's loop in a copy of the checkout: from a save to the verdict of `kata watch`, a cold
-`pytest`, the board, and `import torch` beside them. `--peers`, `--ablate`, `--ratings`,
-`--cold` and `--speed` are in files of their own.
+From a save to the verdict of `kata watch`, a cold `pytest`, the board, and `import torch` beside
+them.
 """
 
 from __future__ import annotations
@@ -21,7 +19,6 @@ from pathlib import Path
 
 from harness import catalog, stubs
 from harness.catalog import Kata
-from harness.errors import UsageError
 from harness.paths import REFERENCE, ROOT
 
 UNIT = ("01", "02", "03", "04", "06")  # katas whose spec is a unit test of one small part
@@ -32,41 +29,10 @@ COPIED = (
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run the timings asked for."""
-    if args.peers:
-        from harness import peers
-
-        return peers.main(args)
-    if args.ablate:
-        from harness import ablate
-
-        return ablate.main(args)
-    if args.cold:
-        from harness import cold
-
-        return cold.main(args)
-    if args.ratings:
-        from harness import ratings
-
-        return ratings.main(args)
-    if args.speed is not None:
-        from harness import speed
-
-        return speed.main(args)
-    if args.loop:
-        chosen = args.katas or UNIT
-        print("\n".join(loop([catalog.find(name) for name in chosen], args.rounds)))
-        return 0
-    if not args.katas:
-        what = "--loop, --peers, --ablate, --ratings, --cold or --speed"
-        raise UsageError(f"kata bench: which? NN of a kata, {what}")
-    folders = [str(catalog.find(name).folder) for name in args.katas]
-    command = [sys.executable, "-m", "pytest", *folders, "-m", "benchmark", "-s"]
-    command += [f"--impl={impl}" for impl in args.impl or ["mine"]]
-    return 1 if subprocess.run(command, cwd=ROOT).returncode else 0
-
-
-# --- the learner's loop ---------------------------------------------------------------------------
+    """Print the table of the katas asked for, those of `UNIT` by default."""
+    chosen = args.katas or UNIT
+    print("\n".join(loop([catalog.find(name) for name in chosen], args.rounds)))
+    return 0
 
 
 def loop(katas: list[Kata], rounds: int) -> list[str]:

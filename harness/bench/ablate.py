@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from harness import evaluator, peers
+from harness import evaluator
+from harness.bench import peers
 from harness.errors import UsageError
 
 WHOLE = "the whole"

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from harness.speed import in_turns, ratios, spread, table
+from harness.bench.speed import in_turns, ratios, spread, table
 
 USERS, ITEMS, K = 6_040, 3_706, 10
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from harness import evaluator, overlay, run
+from harness import bench, evaluator, run
 from harness.errors import UsageError
 
 LENGTH = 100  # of the lists
@@ -137,6 +137,12 @@ def ease(known: Known, seed: int, settings: Mapping[str, Any]) -> Scores:
     return known.matrix(settings.get("decay", 1.0)) @ weights
 
 
+def products(model: Any, known: Known) -> Scores:
+    """Fit a factor model of `implicit`; the inner products of its factors."""
+    model.fit(known.sparse(), show_progress=False)
+    return np.asarray(model.user_factors) @ np.asarray(model.item_factors).T
+
+
 def implicit_als(known: Known, seed: int, settings: Mapping[str, Any]) -> Scores:
     from implicit.als import AlternatingLeastSquares
 
@@ -148,8 +154,7 @@ def implicit_als(known: Known, seed: int, settings: Mapping[str, Any]) -> Scores
         num_threads=1,
         random_state=seed,
     )
-    model.fit(known.sparse(), show_progress=False)
-    return np.asarray(model.user_factors) @ np.asarray(model.item_factors).T
+    return products(model, known)
 
 
 def implicit_bpr(known: Known, seed: int, settings: Mapping[str, Any]) -> Scores:
@@ -163,8 +168,7 @@ def implicit_bpr(known: Known, seed: int, settings: Mapping[str, Any]) -> Scores
         num_threads=1,
         random_state=seed,
     )
-    model.fit(known.sparse(), show_progress=False)
-    return np.asarray(model.user_factors) @ np.asarray(model.item_factors).T
+    return products(model, known)
 
 
 def lightfm_warp(known: Known, seed: int, settings: Mapping[str, Any]) -> Scores:
@@ -477,15 +481,9 @@ def main(args: argparse.Namespace) -> int:
 
 def prepare(args: argparse.Namespace) -> tuple[Any, dict[str, Any], Any]:
     """Data set, configuration and split that the options ask for, with the code of `--impl`."""
-    overlay.install(overlay.resolve(args.impl or ["mine"], Path.cwd()))
-    from recsys.data.errors import DataError
-    from recsys.data.load import load
+    dataset = bench.load(args)
     from recsys.data.splits import make_split
 
-    try:
-        dataset = load(args.data, seed=0)
-    except DataError as error:
-        raise UsageError(str(error)) from None
     config = configuration(args, dataset)
     return dataset, config, make_split(dataset, config["split"], ties=args.ties or config["ties"])
 

@@ -20,8 +20,8 @@ from unittest import mock
 
 import numpy as np
 
+from harness.bench.speed import REPEATS, table
 from harness.paths import ROOT
-from harness.speed import REPEATS, table
 
 SIZES = {"users": 400, "items": 400, "rows a user": 8}
 FACTORS = (1, 4, 16)
@@ -34,7 +34,7 @@ def measure(args: argparse.Namespace) -> list[str]:
         points = []
         for factor in FACTORS:
             sizes = {**SIZES, grows: SIZES[grows] * factor}
-            command = [sys.executable, "-m", "harness.speed.growth", json.dumps(
+            command = [sys.executable, "-m", "harness.bench.speed.growth", json.dumps(
                 {"sizes": sizes, "impl": args.impl or ["mine"], "device": str(args.device)}
             )]  # fmt: skip
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

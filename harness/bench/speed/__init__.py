@@ -39,8 +39,6 @@ def main(args: argparse.Namespace) -> int:
     chosen = args.speed or ["training", "step", "evaluation"]
     if unknown := [part for part in chosen if part not in PARTS]:
         raise UsageError(f"--speed measures {', '.join(PARTS)}; {unknown[0]!r} is none of them")
-    if args.rounds < 1:
-        raise UsageError(f"--rounds must be at least 1, not {args.rounds}")
     memory.keep()
     import torch
 
@@ -48,7 +46,7 @@ def main(args: argparse.Namespace) -> int:
     overlay.install(overlay.resolve(args.impl or ["mine"], Path.cwd()))
     args.device = resolve_device(args.device)
     for part in chosen:
-        measure = importlib.import_module(f"harness.speed.{part}").measure
+        measure = importlib.import_module(f"harness.bench.speed.{part}").measure
         lines = [circumstances(args, part), "", *measure(args)]
         print("\n".join([f"## {PARTS[part]}", *lines, ""]), flush=True)
         if args.out:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
-from harness.speed import in_turns, ratios, spread, table
+from harness.bench.speed import in_turns, ratios, spread, table
 
 STEPS = 8  # of a batch, in a round
 RECBOLE = {  # a model, its options, and how many batches: SASRec takes its time

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from harness import evaluator, overlay, ratings, run
+from harness import bench, evaluator, run
+from harness.bench import ratings
 from harness.errors import UsageError
 
 CONFIG = "cold-start"
@@ -174,14 +175,7 @@ def measure(
 def main(args: argparse.Namespace) -> int:
     """Measure; print the record, and put it into the file that `--out` names."""
     impl = args.impl or ["mine"]
-    overlay.install(overlay.resolve(impl, Path.cwd()))
-    from recsys.data.errors import DataError
-    from recsys.data.load import load
-
-    try:
-        dataset = load(args.data, seed=0)
-    except DataError as error:
-        raise UsageError(str(error)) from None
+    dataset = bench.load(args)
     _, own = run.load_config(args.config, dataset.name, args.set or [])
     _, config = run.load_config(CONFIG, CONFIG, [])
     began = time.perf_counter()

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from harness import overlay, run
+from harness import bench, run
 from harness.errors import UsageError
 from harness.paths import ROOT
 
@@ -354,14 +354,7 @@ def judge(label: np.ndarray, guesses: np.ndarray, best: np.ndarray, weight: np.n
 def main(args: argparse.Namespace) -> int:
     """Tune, train, judge; print the record, and write it with its plot where `--out` says."""
     impl = args.impl or ["mine"]
-    overlay.install(overlay.resolve(impl, Path.cwd()))
-    from recsys.data.errors import DataError
-    from recsys.data.load import load
-
-    try:
-        dataset = load(args.data, seed=0)
-    except DataError as error:
-        raise UsageError(str(error)) from None
+    dataset = bench.load(args)
     _, config = run.load_config(args.config or CONFIG, CONFIG, args.set or [])
     folder = ROOT / "runs" / f"{datetime.now():%Y%m%d-%H%M%S}-ratings"
     out = Path(args.out or folder / f"{CONFIG}.md")

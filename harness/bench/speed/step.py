@@ -21,8 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from harness.bench.speed import in_turns, ratios, spread, table
 from harness.cost import is_view
-from harness.speed import in_turns, ratios, spread, table
 
 BATCH_SIZES = (1024, 2048)
 SIDE = 1024  # of the matrices whose product gives the rate
