@@ -29,6 +29,7 @@ from harness.system import CandidateError, Finding, Job, Unfit
 
 PRELOAD = ("transformers", "faiss", "fastapi", "uvicorn", "httpx")
 PAIRS = 45  # tried at most
+COUNTS = {"launches": "far more operations", "syncs": "more waits for the device"}
 
 
 @dataclass
@@ -46,7 +47,7 @@ class Outcome:
         """What is worst, in a few words."""
         if self.green:
             return "fine"
-        worst = max(self.reds, key=lambda f: -f.detail.get("z", -99.0))
+        worst = max(self.reds, key=weight)
         detail = worst.detail
         if "change" in detail:
             named = system.FIGURES[worst.name]
@@ -54,6 +55,10 @@ class Outcome:
             return f"{verb} {abs(detail['change']):.0%} {named}"
         if "ratio" in detail:
             return f"makes {worst.name.removeprefix('speed_')} {detail['ratio']:.1f} times as slow"
+        if worst.name in COUNTS:
+            return f"has {COUNTS[worst.name]} in a training step"
+        if worst.name == "popularity":
+            return "ranks no better than popular items"
         return f"breaks the run: {worst.says}"
 
 
@@ -80,7 +85,13 @@ class Report:
     def culprits(self) -> list[tuple[Part, Outcome]]:
         """The parts that are red alone, and how they do so; the worst first."""
         found = [(part, part.alone) for part in self.parts if part.alone and not part.alone.green]
-        return sorted(found, key=lambda each: weight(each[1]), reverse=True)
+        return sorted(found, key=lambda each: max(map(weight, each[1].reds)), reverse=True)
+
+    @property
+    def fine(self) -> list[str]:
+        """The parts that are red neither alone nor with another."""
+        blamed = {p.kata for p, _ in self.culprits} | {k for group in self.together for k in group}
+        return [part.kata for part in self.parts if part.kata not in blamed]
 
     def lines(self) -> list[str]:
         if self.system.green and not self.culprits:
@@ -98,16 +109,13 @@ class Report:
             lines.append("No part alone and no two together explain it.")
         if self.rest is not None and not self.rest.green and self.culprits:
             lines.append(f"With them swapped it still {self.rest.says}.")
-        blamed = {p.kata for p, _ in self.culprits} | {k for group in self.together for k in group}
-        fine = [part.kata for part in self.parts if part.kata not in blamed]
-        if fine:
-            lines.append(f"Fine: {', '.join(fine)}.")
+        if self.fine:
+            lines.append(f"Fine: {', '.join(self.fine)}.")
         return lines
 
     def as_json(self) -> dict[str, Any]:
         """{"green", "says", "culprits": [{"kata", "says", "swapped_is_green"}], "together",
         "fine", "seconds", "lines"}."""
-        blamed = [part.kata for part, _ in self.culprits]
         return {
             "green": self.system.green,
             "says": self.system.says,
@@ -121,15 +129,15 @@ class Report:
                 for part, alone in self.culprits
             ],
             "together": [list(group) for group in self.together],
-            "fine": [part.kata for part in self.parts if part.kata not in blamed],
+            "fine": self.fine,
             "seconds": round(self.seconds, 1),
             "lines": self.lines(),
         }
 
 
-def weight(outcome: Outcome) -> float:
-    """How much an outcome weighs: a crash most, then standard errors."""
-    return max(-f.detail["z"] if "z" in f.detail else 1e9 for f in outcome.reds)
+def weight(red: Finding) -> tuple[bool, float]:
+    """How much it weighs: what cannot be judged most, then standard errors, then costs."""
+    return "error" in red.detail or "rule" in red.detail, -red.detail.get("z", 0.0)
 
 
 # --- mixtures -------------------------------------------------------------------------------------
@@ -314,12 +322,18 @@ def blame(
         roots: the learner's folders, the first wins; complete.
         reds: what a verdict found red: where only costs are, they are compared as well.
     """
-    slow = [f.name.removeprefix("speed_") for f in reds if f.name.startswith("speed_")]
     with tempfile.TemporaryDirectory(prefix="kata-culprit-") as name:
         folder = Path(name).resolve()
         job = system.make_job(folder, data, data_seed)
-        with Trials(job, folder, seed=seed, what=slow) as trials:
+        with Trials(job, folder, seed=seed, what=costs_of(reds)) as trials:
             return find(trials, list(roots), both_ways=both_ways)
+
+
+def costs_of(reds: Sequence[Finding]) -> list[str]:
+    """Which costs have to be compared to meet these findings again, as `Trials` has them."""
+    counts = {"step"} if {f.name for f in reds} & set(COUNTS) else set()
+    timed = {f.name.removeprefix("speed_") for f in reds if f.name.startswith("speed_")}
+    return sorted(counts | timed)
 
 
 def main(args: argparse.Namespace) -> int:
