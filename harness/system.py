@@ -212,9 +212,9 @@ class Side:
             raise CandidateError(f"its process answered {line[:80]!r}") from None
 
     def cpu(self) -> float:
-        """CPU seconds of the process so far, as the system counts them."""
+        """CPU seconds of the process and of what it started so far, as the system counts them."""
         clock = (~self.process.pid << 3) | 2  # Linux: clock_getcpuclockid(3)
-        return time.clock_gettime(clock)
+        return time.clock_gettime(clock) + of_others(self.process.pid)
 
     def close(self) -> None:
         for pipe in (self.process.stdin, self.process.stdout):
@@ -225,6 +225,21 @@ class Side:
         except (ProcessLookupError, PermissionError):
             pass
         self.process.wait()
+
+
+def of_others(leader: int) -> float:
+    """CPU seconds of the processes of a session that are not its leader, ended ones included."""
+    ticks = 0
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            text = Path("/proc", name, "stat").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue  # it has ended
+        fields = text.rpartition(")")[2].split()  # from the third on, see proc_pid_stat(5)
+        if int(fields[3]) == leader:
+            own, waited_for = fields[11:13], fields[13:15]
+            ticks += sum(map(int, waited_for if int(name) == leader else own + waited_for))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager

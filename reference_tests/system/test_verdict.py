@@ -1,5 +1,8 @@
 """What the system's verdict takes for honest lists, on a small world."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -62,3 +65,40 @@ def first(found, items):
     changed = found["retrieval_items"].copy()
     changed[:, 0] = items
     return {"retrieval_items": changed}
+
+
+BURN = """
+import os, time
+def burn():
+    while time.process_time() < 0.5:
+        pass
+WORK
+print("done", flush=True)
+input()
+"""
+WORKS = {
+    "itself": "burn()",
+    "in a process that it waits for": "if os.fork() == 0: burn(); os._exit(0)\nos.wait()",
+    "in one that stays": "r, w = os.pipe()\n"
+    "if os.fork() == 0: burn(); os.write(w, b'x'); time.sleep(60)\nos.read(r, 1)",
+    "in a grandchild": "r, w = os.pipe()\n"
+    "if os.fork() == 0:\n"
+    "    if os.fork() == 0: burn(); os.write(w, b'x'); time.sleep(60)\n"
+    "    os._exit(0)\n"
+    "os.read(r, 1)",
+}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere it tells its own time")
+@pytest.mark.parametrize("way", WORKS)
+def test_work_counts_wherever_it_is_done(tmp_path, way):
+    """A cost is not hidden in a process that the side starts."""
+
+    def launch(command, folder):
+        code = BURN.replace("WORK", WORKS[way])
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        return subprocess.Popen([sys.executable, "-c", code], start_new_session=True, **pipes)
+
+    with system.side("one", [], tmp_path / "side", launch) as side:
+        side.process.stdout.readline()
+        assert 0.45 < side.cpu() < 1.5
