@@ -195,7 +195,7 @@ def bench_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--ties", choices=("row", "hash"), help="default: as the configuration says")
     group.add_argument("--only", action="append", metavar="NAME", help="this one; repeatable")
     group.add_argument("--device", default="cpu", help="cpu, cuda or auto (default: cpu)")
-    group.add_argument("--out", metavar="FILE", help="where the table is written, too")
+    group.add_argument("--out", metavar="FILE", help="where the table is written (--loop, too)")
 
 
 def solution_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import linecache
+import os
 import re
 import textwrap
 from collections.abc import Sequence
@@ -236,7 +237,8 @@ def frames(trace: TracebackType | None) -> list[tuple[Any, int]]:
 
 
 def is_learner_file(file: str | None) -> bool:
-    return any(Path(file or "").is_relative_to(r.path / "recsys") for r in overlay.installed())
+    ours = tuple(str(r.path / "recsys") + os.sep for r in overlay.installed())
+    return (file or "").startswith(ours)
 
 
 def same(one: str, other: Path) -> bool:

@@ -49,12 +49,10 @@ class Warm:
     """
 
     def __init__(self, preload: Sequence[str] = ()) -> None:
-        env = {k: v for k, v in os.environ.items() if k not in ("KATA_IMPL", "PYTEST_ADDOPTS")}
-        env |= {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "COLUMNS": "80"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "harness.warm", *USUAL, *preload],
             cwd=ROOT,
-            env=env,
+            env=runner.environment() | {"OMP_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for us, and we tell it

@@ -62,6 +62,11 @@ class Source:
     def function(self, node: ast.AST) -> Function | None:
         return next((up for up in self.above(node) if isinstance(up, FUNCTIONS)), None)
 
+    def own(self, scope: ast.AST, kind: type[Node]) -> Iterator[Node]:
+        """The nodes of a kind in a function, without those of functions in it; or in the module."""
+        inner = scope if isinstance(scope, FUNCTIONS) else None
+        return (n for n in ast.walk(scope) if isinstance(n, kind) and self.function(n) is inner)
+
     def functions(self) -> Iterator[Function]:
         return self.all(*FUNCTIONS)
 
@@ -138,6 +143,15 @@ def tensors(function: Function) -> set[str]:
                 stored = (n for n in ast.walk(target) if isinstance(n, ast.Name))
                 names -= {n.id for n in stored if isinstance(n.ctx, ast.Store)}
     return names
+
+
+def first_layer(loop: ast.AST) -> ast.Call | None:
+    """A call of torch.nn.functional in a loop's body."""
+    body = loop.body if isinstance(loop, ast.For) else [loop]
+    calls = (n for part in body for n in ast.walk(part) if isinstance(n, ast.Call))
+    return next(
+        (c for c in calls if dotted(c.func).startswith(("torch.nn.functional.", "F."))), None
+    )
 
 
 def trains(loop: ast.AST) -> bool:
@@ -257,10 +271,20 @@ def ids_as_floats(source: Source) -> Said:
     "torch.nn.functional.embedding, embedding_bag",
 )
 def one_hot_product(source: Source) -> Said:
-    """F.one_hot(ids) @ table."""
-    for node in source.all(ast.BinOp):
-        if isinstance(node.op, ast.MatMult) and inside(node.left, "one_hot"):
-            yield node, f"{text_of(node)} is a lookup"
+    """F.one_hot(ids) @ table, also through a name."""
+    for function in [*source.functions(), source.tree]:
+        named = {
+            target.id
+            for node in source.own(function, ast.Assign)
+            if inside(node.value, "one_hot")
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }
+        for node in source.own(function, ast.BinOp):
+            if isinstance(node.op, ast.MatMult):
+                through = isinstance(node.left, ast.Name) and node.left.id in named
+                if through or inside(node.left, "one_hot"):
+                    yield node, f"{text_of(node)} is a lookup"
 
 
 @rule(
@@ -285,13 +309,19 @@ def max_norm(source: Source) -> Said:
 )
 def hidden_modules(source: Source) -> Said:
     """self.layers = [nn.Linear(...), ...]"""
+    modules = {
+        node.name
+        for node in source.all(ast.ClassDef)
+        if any(matches(dotted(base), ("Module",)) for base in node.bases)
+    }
     found: list[ast.Assign | ast.AnnAssign] = [*source.all(ast.Assign), *source.all(ast.AnnAssign)]
     for node in found:
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         own = any(dotted(t).startswith("self.") for t in targets)
         holder = isinstance(node.value, (ast.List, ast.ListComp, ast.Dict, ast.DictComp))
         if own and holder and node.value is not None:
-            if any(dotted(each.func).startswith("nn.") for each in source.calls_in(node.value)):
+            made = [dotted(each.func) for each in source.calls_in(node.value)]
+            if any(name.startswith("nn.") or name in modules for name in made):
                 yield node, f"{text_of(node)}: hold them in a ModuleList or ModuleDict"
 
 
@@ -312,7 +342,7 @@ def dropout_without_mode(source: Source) -> Said:
     "torch.nn.Module.eval; restore what was there, in `finally`",
 )
 def mode_not_restored(source: Source) -> Said:
-    """model.eval() in a function that never calls train()."""
+    """model.eval() in a function that never calls train(); self.eval() in a forward pass."""
     for function in source.functions():
         evals = [
             call
@@ -324,9 +354,10 @@ def mode_not_restored(source: Source) -> Said:
         if function.name == "__init__":
             continue  # it is given the model to keep
         if evals and not inside(function, "train") and "training" not in ast.unparse(function):
-            parameters = {a.arg for a in [*function.args.args, *function.args.kwonlyargs]}
+            given = {a.arg for a in [*function.args.args, *function.args.kwonlyargs]} - {"self"}
             for node in evals:
-                if dotted(node.func).partition(".")[0] in parameters - {"self"}:
+                of = dotted(node.func).removesuffix(".eval")
+                if of.partition(".")[0] in given or (of == "self" and function.name == "forward"):
                     yield node, f"{text_of(node)} is never undone"
 
 
@@ -438,11 +469,12 @@ def made_on_the_cpu(source: Source) -> Said:
     "torch.gather, scatter, index_add, einsum; DESIGN, section 8",
 )
 def loop_over_rows(source: Source) -> Said:
-    """for i in range(len(x)) with x[i] in it, x a tensor argument."""
-    for loop in source.all(ast.For):
+    """for i in range(len(x)) with x[i] in it, x a tensor; for n in lengths.tolist(): F.pool(...)"""
+    for loop in [*source.all(ast.For), *source.all(ast.comprehension)]:
         function = source.function(loop)
         names = tensors(function) if function is not None else set()
         over = loop.iter
+        body = loop if isinstance(loop, ast.For) else source.parent[loop]
         if called(over, "range") and isinstance(loop.target, ast.Name):
             index = loop.target.id
             sizes = {n.id for n in ast.walk(over) if isinstance(n, ast.Name)} & names
@@ -451,12 +483,14 @@ def loop_over_rows(source: Source) -> Said:
                 and isinstance(node.value, ast.Name)
                 and node.value.id in names
                 and any(isinstance(n, ast.Name) and n.id == index for n in ast.walk(node.slice))
-                for node in ast.walk(loop)
+                for node in ast.walk(body)
             )
             if sizes and used:
-                yield loop, f"for {index} in {text_of(over)}: one row at a time"
+                yield body, f"for {index} in {text_of(over)}: one row at a time"
         elif isinstance(over, ast.Name) and over.id in names:
-            yield loop, f"for {text_of(loop.target)} in {over.id}: one row at a time"
+            yield body, f"for {text_of(loop.target)} in {over.id}: one row at a time"
+        elif inside(over, "tolist") and (small := first_layer(body)):
+            yield body, f"{text_of(small)} for each {text_of(loop.target)}: one row at a time"
 
 
 @rule(
@@ -593,7 +627,8 @@ def batching_timer(source: Source) -> Said:
         wait = call.args[0] if call.args else None
         if isinstance(wait, ast.Constant) and wait.value == 0:
             continue
-        if any(isinstance(up, LOOPS) for up in source.above(call)):
+        loop = next((up for up in source.above(call) if isinstance(up, LOOPS)), None)
+        if loop is not None and len(loop.body) > 1:  # a loop that only sleeps waits for an end
             yield call, f"{text_of(call)} waits, though nothing may come"
 
 

@@ -41,8 +41,12 @@ SNIPPETS = {
         ["labels.float()", "ids.to(torch.int64)", "ids.to(device)"],
     ),
     "one-hot-product": (
-        ["F.one_hot(ids, n).float() @ table", "rows = F.one_hot(ids).to(w.dtype) @ w"],
-        ["F.embedding(ids, table)", "x @ table"],
+        [
+            "F.one_hot(ids, n).float() @ table",
+            "rows = F.one_hot(ids).to(w.dtype) @ w",
+            "def f(ids):\n    picks = F.one_hot(ids, n).float()\n    return picks @ table",
+        ],
+        ["F.embedding(ids, table)", "x @ table", "hit = F.one_hot(y, n)\nloss = (hit * z).sum()"],
     ),
     "max-norm": (
         ["F.embedding(ids, w, max_norm=1.0)", "nn.Embedding(10, 4, max_norm=1)"],
@@ -53,6 +57,8 @@ SNIPPETS = {
             "class M(nn.Module):\n    def __init__(self):\n        self.layers = [nn.Linear(2, 2)]",
             "class M:\n    def __init__(self, n):\n"
             "        self.towers = {k: nn.Linear(2, 2) for k in n}",
+            "class B(nn.Module):\n    pass\n\nclass M:\n    def __init__(self):\n"
+            "        self.blocks = [B() for _ in range(2)]",
         ],
         [
             "class M:\n    def __init__(self):\n"
@@ -65,7 +71,10 @@ SNIPPETS = {
         ["F.dropout(x, 0.5, self.training)", "F.dropout(x, 0.1, training=self.training)"],
     ),
     "mode-not-restored": (
-        ["def check(model, x):\n    model.eval()\n    with torch.no_grad():\n        model(x)"],
+        [
+            "def check(model, x):\n    model.eval()\n    with torch.no_grad():\n        model(x)",
+            "class M:\n    def forward(self, x):\n        self.eval()\n        return self.net(x)",
+        ],
         [
             "def validate(model, x):\n    was = model.training\n    model.eval()\n    try:\n"
             "        return model(x).detach()\n    finally:\n        model.train(was)",
@@ -124,10 +133,13 @@ SNIPPETS = {
             "        out.append(x[i].sum())\n    return out",
             "def f(x: Tensor):\n    for row in x:\n        g(row)",
             "def f(x: torch.Tensor):\n    for i in range(x.shape[0]):\n        y = x[i, 0]",
+            "def f(x: Tensor):\n    return [g(x[i : i + 1]) for i in range(len(x))]",
+            "def f(ends, x):\n    for a, b in ends.tolist():\n        F.embedding(x[a:b], w)",
         ],
         [
             "def f(layers):\n    for layer in layers:\n        x = layer(x)",
             "def f(x: Tensor, n: int):\n    for i in range(n):\n        x = x + i",
+            "def f(ids):\n    return [names[i] for i in ids.tolist()]",
         ],
     ),
     "sample-loader": (["loader = DataLoader(data, batch_size=3)"], ["x[torch.randperm(len(x))]"]),
@@ -177,6 +189,7 @@ SNIPPETS = {
         [
             "async def loop():\n    while True:\n        await asyncio.sleep(0)",
             "async def loop():\n    while True:\n        first = await queue.get()",
+            "async def stop():\n    while busy():\n        await asyncio.sleep(0.01)",
         ],
     ),
     "timed-without-synchronising": (
