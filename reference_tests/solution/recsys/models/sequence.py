@@ -314,9 +314,9 @@ def _check_loss(
     sample: Tensor | None,
     log_q: Tensor | None,
 ) -> None:
-    if states.dim() != 3 or 0 in states.shape or target.shape != states.shape[:2]:
+    if states.dim() != 3 or target.shape != states.shape[:2]:
         raise ValueError(
-            "states must be (B, L, D) and target (B, L), none empty, "
+            "states must be (B, L, D) and target (B, L), "
             f"not {tuple(states.shape)} and {tuple(target.shape)}"
         )
     if catalogue.dim() != 2 or catalogue.shape[1] != states.shape[2]:
