@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import dataclasses
 import json
 import math
 import subprocess
@@ -136,11 +137,24 @@ def point(plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def world(users: int, items: int, rows: int) -> Any:
-    """Synthetic data in which every user has so many rows."""
+    """Synthetic data of so many users and items, in which every user has so many rows.
+
+    The generator leaves out what nobody rated; here the catalogue keeps its size, so that items can
+    grow alone.
+    """
     from recsys.data import synthetic
 
     with mock.patch.multiple(synthetic, SHORTEST=rows, LONGEST=rows):
-        return synthetic.generate(0, users=users, items=items)
+        made = synthetic.generate(0, users=users, items=items)
+    again = np.arange(items - made.num_items) % made.num_items  # each like one that was rated
+    every = np.concatenate([np.arange(made.num_items), again])
+    return dataclasses.replace(
+        made,
+        item_ids=np.arange(1, items + 1),
+        titles=[made.titles[item] for item in every],
+        years=made.years[every],
+        genres=made.genres[every],
+    )
 
 
 def peak_mb() -> float:
