@@ -60,7 +60,7 @@ CONFIG = {
         "epochs": 2,
         "factors": 5,
         "ridge": 1.0,
-        "weights": {"text": 1.0, "tower": 0.5, "projection": 0.5},
+        "weights": {"text": 1.0, "tower": 0.5, "projection": 0.5, "regression": 0.5},
     },
     "index": {"kind": "flat"},
     "compile": {"measure": False},
@@ -522,8 +522,11 @@ def test_cold_items_are_recommended_from_content_alone(tmp_path):
     """Every user gets the best cold items; without a text encoder there is no cold start."""
     dataset, _ = world()
 
-    def cold(data, encoder):
+    def cold(data, encoder, without=None):
+        own = CONFIG["cold_start"]
+        weights = {name: weight for name, weight in own["weights"].items() if name != without}
         config = CONFIG | {"text": {"encoder": encoder, "cache": str(tmp_path)}}
+        config["cold_start"] = own | {"weights": weights}
         return pipeline.run_cold_start(data, config, seed=2, device=device(), log=silent)
 
     assert_equal(cold(dataset, None), None, what="cold start without an encoder")
@@ -540,6 +543,10 @@ def test_cold_items_are_recommended_from_content_alone(tmp_path):
     )
     check((np.diff(found["scores"], axis=1) <= 0).all(), "best first", came_back=found["scores"])
     assert_equal(again["items"].tolist(), found["items"].tolist(), what="lists of other raters")
+    for part in CONFIG["cold_start"]["weights"]:
+        less = cold(dataset, str(encoders.TINY), without=part)
+        same = np.array_equal(less["items"], found["items"])
+        check(not same, f"other lists without the part {part}", came_back="the same lists")
 
 
 @rung(

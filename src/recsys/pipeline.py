@@ -320,12 +320,13 @@ def run_cold_start(
     """Recommend items that nobody has rated, from their content alone; the caller judges.
 
     A share of the items loses all its rows, and the others are what is learnt from. A cold item is
-    scored by the weighted sum of three parts, each of unit deviation over a user's items; one whose
-    weight is 0 is left out:
+    scored by the weighted sum of four parts, each of unit deviation over a user's items; one whose
+    weight is 0 or is not given is left out:
 
     - text: likeness of its text to those of what the user chose;
     - tower: the same in the space of a tower that sees items by their content only;
-    - projection: factors of who chose what, and a projection of content to the items' factors.
+    - projection: factors of who chose what, and a projection of content to the items' factors;
+    - regression: a ridge regression for each user, of what they chose on content.
 
     Returns:
         None without a text encoder, else ``{"text": (num_items, W) vectors, "items", "scores":
@@ -351,3 +352,21 @@ def choice_factors(
     )
     left, values, right = torch.svd_lowrank(table, q=min(dim + 8, num_users, num_items), niter=6)
     return left[:, :dim], right[:, :dim] * values[:dim]
+
+
+def choice_regressions(
+    content: Tensor, warm: Tensor, chosen: Callable[[Tensor], Tensor], ridge: float
+) -> tuple[Tensor, Tensor]:
+    """Ridge regressions of what each user chose (1, or 0) on the items' content.
+
+    Args:
+        content: (num_items, W). warm: (num_items,) bool, the items that are learnt from.
+        chosen: item vectors to their sum over what each user chose, (num_users, W).
+        ridge: the penalty, above 0; none on the intercept, which changes no order.
+
+    Returns:
+        weights (num_users, W) and centred content (num_items, W): their products are the scores.
+    """
+    x = content - content[warm].mean(0)
+    gram = x[warm].T @ x[warm] + ridge * torch.eye(x.shape[1], device=x.device)
+    return torch.linalg.solve(gram, chosen(x).T).T, x
