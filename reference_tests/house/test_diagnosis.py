@@ -118,6 +118,17 @@ def test_agreement(other, equal):
     assert agree(one, simplified(other), 1e-6) is equal
 
 
+def test_rounding_beside_numbers_is_no_difference():
+    """A gradient that cancels is not 0 but 1e-16, and another such number on each processor."""
+
+    def given(rest, dtype=torch.float64):
+        return simplified({"out": torch.tensor([0.5]), "gradient": torch.tensor(rest, dtype=dtype)})
+
+    assert agree(given([0.0, 2e-16]), given([-7e-16, 0.0]), 1e-6)
+    assert not agree(given([0.0, 2e-11]), given([0.0, 3e-11]), 1e-6)
+    assert not agree(given([2e-16], torch.float32), given([3e-16], torch.float32), 1e-6)
+
+
 def test_an_exception_is_an_answer():
     def ask():
         raise ValueError("no <object at 0x7f00aa>")

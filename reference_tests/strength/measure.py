@@ -397,9 +397,9 @@ def transcripts(kata: Kata, wanted: Wanted, found: Strength, screens: dict[str, 
 
 
 def without_numbers(text: str) -> str:
-    """The text's words: numbers, and where they break lines, are left out."""
+    """The text's words: numbers, where they break lines and which is the worst are left out."""
     text = re.sub(r"-?\d+(\.\d+)?(e[+-]?\d+)?|\b(nan|inf)\b", "#", text)
-    return " ".join(text.split())
+    return re.sub(r", worst at \[[#, ]*\]", "", " ".join(text.split()))
 
 
 # --- what a result depends on ---------------------------------------------------------------------
