@@ -328,8 +328,7 @@ def fit(
     done, stopped = 0, False  # epochs that are trained; whether patience is over
     if checkpoint is not None and Path(checkpoint).exists():
         state = load_checkpoint(checkpoint, device=device)
-        if state["config"] != asdict(config):
-            raise ValueError(f"{checkpoint} was written with {state['config']}, not {config}")
+        _check_same_run(checkpoint, state, model, config)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         stopping.load_state_dict(state["stopping"])
@@ -362,10 +361,10 @@ def fit(
             losses.append(loss)
             rows.append(sum(len(index) for index in group))
             result.steps += 1
-        epoch_losses = torch.stack(losses).tolist()  # the one wait for the device in an epoch
+        epoch_losses, odd = _read(losses, model)  # the one wait for the device in an epoch
         result.seconds += time.perf_counter() - started
         done = epoch + 1
-        _check_finite(epoch_losses, done)
+        _check_finite(epoch_losses, odd, done)
         result.examples += sum(rows)
         weighted = (x * n for x, n in zip(epoch_losses, rows, strict=True))
         result.losses.append(sum(weighted) / sum(rows))
@@ -411,10 +410,49 @@ def _groups(batches: Iterator[Tensor], size: int) -> Iterator[list[Tensor]]:
         yield group
 
 
-def _check_finite(losses: list[float], epoch: int) -> None:
+def _read(losses: list[Tensor], model: nn.Module) -> tuple[list[float], list[str]]:
+    """The losses, and which trained weights are not finite, in one transfer."""
+    weights = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    finite = [weight.isfinite().all() for weight in weights.values()]
+    read = torch.stack([*losses, *finite]).tolist()
+    flags = zip(weights, read[len(losses) :], strict=True)
+    return read[: len(losses)], [name for name, good in flags if not good]
+
+
+def _check_finite(losses: list[float], odd: list[str], epoch: int) -> None:
     for step, loss in enumerate(losses, start=1):
         if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss} in epoch {epoch}, step {step}")
+            raise FloatingPointError(
+                f"the loss is {loss} in epoch {epoch}, step {step}: by its batch (index_batches "
+                "gives it again), or by a gradient of the step before"
+            )
+    if odd:  # by the last gradient, or in a row that no later loss has read
+        raise FloatingPointError(
+            f"after epoch {epoch} not all weights are finite: {', '.join(odd)}; every loss was, so "
+            "it was a gradient"
+        )
+
+
+_SAVED = {"config", "model", "optimizer", "stopping", "result", "epochs", "stopped", "rng"}
+
+
+def _check_same_run(path: str | Path, state: Any, model: nn.Module, config: FitConfig) -> None:
+    """Raise ValueError if it is no checkpoint of this model and config; says what differs."""
+    if not isinstance(state, dict) or state.keys() != _SAVED:
+        odd = sorted(map(str, _SAVED ^ state.keys() if isinstance(state, dict) else _SAVED))
+        raise ValueError(f"{path} is no checkpoint of this version of fit: see {', '.join(odd)}")
+    saved, sizes = _sizes(state["model"]), _sizes(model.state_dict())
+    for what, old, new in (("config", state["config"], asdict(config)), ("model", saved, sizes)):
+        odd = [f"{name}: {old.get(name, 'not there')}, now {new.get(name, 'not there')}"
+               for name in old | new if old.get(name) != new.get(name)]  # fmt: skip
+        if odd:
+            raise ValueError(f"{path} is of another {what}: {'; '.join(odd)}. Remove it to start "
+                             "anew")  # fmt: skip
+
+
+def _sizes(state: Mapping[str, Any]) -> dict[str, str]:
+    return {name: f"{value.dtype} {list(value.shape)}" for name, value in state.items()
+            if isinstance(value, Tensor)}  # fmt: skip
 
 
 def _rng_state(device: torch.device) -> dict[str, Tensor]:
