@@ -1,7 +1,5 @@
 """The questions that tell known mistakes of kata 11 apart: all values are put in, in float64."""
 
-import math
-
 import torch
 
 from harness.cost import count
@@ -74,9 +72,7 @@ def with_gradients(out, rows, module):
     leaves = [rows, *parameters.values()]
     scalar = (out * numbers(*out.shape, shift=9)).sum()
     first, *others = torch.autograd.grad(scalar, leaves, allow_unused=True)
-    sums = [
-        math.nan if g is None else float(g.flatten() @ numbers(g.numel(), shift=3)) for g in others
-    ]
+    sums = [0.0 if g is None else float(g.flatten() @ numbers(g.numel(), shift=3)) for g in others]
     return {"out": short(out), "rows": short(first), "parameters": t(sums)}
 
 
@@ -153,6 +149,16 @@ def far_apart():
         return module(x, ids([[1, 1, 0]]).bool())
 
 
+@probe
+def far_below():
+    """All that a place sees scores far below zero: q is minus k."""
+    module = filled(sequence.CausalAttention(2, 1, max_history=3))
+    with torch.no_grad():
+        module.qkv.weight[2:4] = -module.qkv.weight[:2]
+        x = t([[[1.0, -2.0], [3.0, 4.0], [-4.0, 3.0]]]) * 1e7
+        return module(x, ids([[1, 1, 0]]).bool())
+
+
 @probe(tolerance=5e-2)
 def in_half():
     """float16 and bfloat16."""
@@ -217,7 +223,8 @@ def constant_block(dropout, **values):
     module.load_state_dict(state)
     module.train()
     torch.manual_seed(0)
-    added = module(torch.zeros(300, 5, 6).double(), torch.ones(300, 5).bool())
+    x = torch.ones(300, 5, 6).double()
+    added = module(x, torch.ones(300, 5).bool()) - x
     values = (added * 1000).round().unique() / 1000
     return [values if len(values) < 4 else "many", round(float((added == 0).double().mean()), 1)]
 
@@ -263,6 +270,16 @@ def small_rows():
 
 
 @probe
+def rows_of_any_kind():
+    """The row of padding is not zero, that of an item is."""
+    tower = tower_of()
+    with torch.no_grad():
+        tower.table.weight[0] = 0.7
+        tower.table.weight[8] = 0.0
+        return tower.states(ids([[3, 8, 0]]))
+
+
+@probe
 def cut_off():
     """Longer histories than max_history."""
     tower = tower_of(max_history=3)
@@ -301,7 +318,9 @@ def in_training_mode():
     tower.train()
     torch.manual_seed(0)
     one, two = tower.states(history).detach(), tower.states(history).detach()
-    return {"eval": same, "train": bool(torch.equal(one, two)), "mode": tower.training}
+    found = {"eval": same, "train": bool(torch.equal(one, two)), "mode": tower.training}
+    tower({"history": history})
+    return {**found, "mode after a user": tower.training}
 
 
 @probe
@@ -392,6 +411,9 @@ def graded(loss, leaves):
     if not isinstance(loss, torch.Tensor) or loss.dim() or not loss.requires_grad:
         return {"loss": loss, "gradient": "no scalar with a graph"}
     grads = torch.autograd.grad(1.7 * loss, list(leaves.values()), allow_unused=True)
+    grads = [
+        torch.zeros_like(x) if g is None else g for x, g in zip(leaves.values(), grads, strict=True)
+    ]
     return {"loss": loss, **{n: short(g) for n, g in zip(leaves, grads, strict=True)}}
 
 

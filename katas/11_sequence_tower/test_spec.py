@@ -243,6 +243,16 @@ def test_causal():
             check(bool(sees.all()), words, came_back=sees.tolist(), what=f"place {place}")
         row = attention(x[1:], is_item[1:])
         assert_close(row, out[1:], what="the second row alone", rtol=1e-9)
+        state = attention.state_dict()
+        query, _, value = state["qkv.weight"].chunk(3)
+        state["qkv.weight"] = torch.cat([query, -query, value])
+        attention, far = attention_of(6, heads, state, torch.float64), 1e7 * x
+        out = attention(far, is_item).detach()
+        other = far.clone()
+        other[:, :3] *= -2
+        moved = attention(other, is_item)
+        what = "places 3 and 4, whose scores are far below 0, after those before were doubled"
+        assert_close(moved[:, 3:], out[:, 3:], what=what, rtol=1e-9)
 
 
 @rung(
@@ -349,6 +359,15 @@ def test_states():
     scalar = (states * constant(case["cotangent"])).sum()
     inputs = dict(tower.named_parameters())
     assert_gradients(scalar, case["gradients"], inputs, call=call, rtol=2e-3, atol=2e-4)
+    state = tower.state_dict()
+    state["table.weight"] = torch.cat([torch.full((1, 6), 2.0), state["table.weight"][1:]])
+    again = tower_of(state=state).states(history)
+    what = "golden values again, where row 0 of the table is not zero"
+    assert_close(again, case["out"], what=what, call=call, dtype=torch.float32, **FLOAT32)
+    state["table.weight"] = torch.zeros(9, 6)
+    lengths = tower_of(state=state).states(integers([[3, 0]])).double().square().sum(2)
+    what = "squared lengths where all rows are zero, an item and padding"
+    assert_close(lengths, [[1.0, 0.0]], what=what, call=call, dtype=torch.float64, rtol=1e-5)
     tower = tower_of(dropout=0.5)
     states = tower.states(history)
     assert_close(tower.states(history), states.detach(), what="eval(): twice the same", call=call)
