@@ -3,7 +3,8 @@
 `fixtures/NN_name/diagnosis.json` holds what each probe of the kata (see probe.py) gives when the
 code is right, and for each known mistake what the probes that it affects give. When a spec is red,
 the probes run on the learner's code. A mistake is named if every probe that it affects gives what
-the mistake gives; otherwise nothing is said: a wrong name is worse than none.
+the mistake gives; otherwise nothing is said: a wrong name is worse than none. The fixture also says
+which rungs a mistake turns red: one that leaves the rung shown green is there, but elsewhere.
 """
 
 from __future__ import annotations
@@ -39,6 +40,11 @@ class Known:
     misconception: str
     tutor: str
     gives: dict[str, Answer]  # only the probes that it affects
+    rungs: list[str] = field(default_factory=list)  # that it turns red; none: not measured
+
+    def explains(self, rung: str) -> bool:
+        """Whether `rung` may be red because of it."""
+        return not (rung and self.rungs) or rung in self.rungs
 
 
 @dataclass
@@ -50,8 +56,12 @@ class Diagnosis:
     facts: list[tuple[str, str]] = field(default_factory=list)
 
 
-def diagnose(kata: Kata) -> Diagnosis:
-    """Run the probes of `kata` on the code that is installed, and name what is known."""
+def diagnose(kata: Kata, rung: str = "") -> Diagnosis:
+    """Run the probes of `kata` on the code that is installed, and name what is known.
+
+    Args:
+        rung: the red one that is shown; what does not explain it is said to be elsewhere.
+    """
     path = FIXTURES / kata.id / FILE
     if not path.is_file():
         return Diagnosis()
@@ -59,7 +69,7 @@ def diagnose(kata: Kata) -> Diagnosis:
     known = [Known(**mistake) for mistake in stored["mistakes"]]
     found = observe(kata)
     tolerances = {probe.name: probe.tolerance for probe in probes_of(kata)}
-    named = name(stored["right"], known, found, tolerances)
+    named = name(stored["right"], known, found, tolerances, rung)
     if named.ids and not named.exact:  # part of it was met: by chance, if it was drawn
         again = observe(kata, seed=1)
         affected = {p for m in known if set(m.ids) & set(named.ids) for p in m.gives if found[p]}
@@ -73,11 +83,13 @@ def name(
     known: Sequence[Known],
     found: dict[str, Answer | None],
     tolerances: dict[str, float],
+    rung: str = "",
 ) -> Diagnosis:
     """Which of the `known` mistakes explain what was `found`.
 
     Args:
         right, found: probe -> its answer; a probe that was not answered counts neither way.
+        rung: the one that is shown.
     """
     asked = {probe: given for probe, given in found.items() if given is not None}
     red = {p for p, given in asked.items() if not same(given, right.get(p), tolerances[p])}
@@ -92,18 +104,25 @@ def name(
             fitting.append((mistake, set(affected)))
     exact = [mistake for mistake, affected in fitting if affected == red]
     if exact:
-        return spoken(exact[:1], exact=True)
+        return spoken(exact[:1], rung, exact=True)
     strong = [(m, affected) for m, affected in fitting if not weak(m, right)]
     widest = [m for m, affected in strong if not any(affected < more for _, more in strong)]
-    return spoken(widest[:2], exact=False)
+    here = [mistake for mistake in widest if mistake.explains(rung)]
+    return spoken(here[:2] or widest[:1], rung, exact=False)
 
 
-def spoken(mistakes: Sequence[Known], *, exact: bool) -> Diagnosis:
+def spoken(mistakes: Sequence[Known], rung: str, *, exact: bool) -> Diagnosis:
     said = Diagnosis(exact=exact)
     for mistake in mistakes:
         said.ids += mistake.ids
+        if not mistake.explains(rung):
+            place = mistake.rungs[0].removeprefix("test_").replace("_", " ")
+            said.facts.append(("elsewhere", f"({place}) {mistake.misconception}"))
+            continue
         belief = mistake.misconception if exact else f"(at least this) {mistake.misconception}"
-        said.facts += [("you assumed", belief), ("in fact", mistake.tutor)]
+        said.facts.append(("you assumed", belief))
+        if ("in fact", mistake.tutor) not in said.facts:
+            said.facts.append(("in fact", mistake.tutor))
     return said
 
 

@@ -290,7 +290,7 @@ class Diagnose:
             if kata is None or all(red.absent for red in reds):
                 continue
             try:
-                found = diagnosis.diagnose(kata)
+                found = diagnosis.diagnose(kata, min(reds, key=lambda red: red.order).rung)
             except Exception:  # the spec has said that it is red; a guess less is no loss
                 continue
             self.found[name] = found

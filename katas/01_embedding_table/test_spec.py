@@ -96,7 +96,8 @@ def test_one_parameter():
     learned = table.weight.requires_grad
     expect(learned, "a weight that is learned", f"requires_grad={learned}", call=call)
     smallest = embedding.EmbeddingTable(1, 1, device=device())
-    assert_close(smallest.weight, torch.zeros(1, 1), call="EmbeddingTable(1, 1)", what="weight")
+    padding = "weight, whose only row is the padding row"
+    assert_close(smallest.weight, torch.zeros(1, 1), call="EmbeddingTable(1, 1)", what=padding)
     usual = torch.get_default_dtype()
     for default in (torch.float32, torch.float64):
         try:

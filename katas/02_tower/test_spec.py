@@ -374,8 +374,9 @@ def test_everything_is_learned():
     least = 2 * (2 * 6 + 6 + 3 * 6) + (60 * 8 + 8 + 2 * (8 * 8 + 8) + 8 * 6 + 6) + 2 * PLACES
     count = sum(parameter.numel() for parameter in own)
     call = "Tower(features, 6, hidden_dims=(8, 8, 8)).parameters()"
-    words = f"at least {least} numbers to learn beside the tables"
-    check(count >= least, words, came_back=count, call=call)
+    words = f"at least {least} beside the tables: each feature has its own, {PLACES} a history"
+    what = "how many numbers are learned"
+    check(count >= least, words, came_back=count, call=call, what=what)
 
     model, own = make(hidden_dims=(8,))
     stir(own)
@@ -573,7 +574,8 @@ def test_tables():
     alone = tower.Tower(described(features), 6, max_history=PLACES).to(device())
     tables = [p for p in alone.parameters() if p.shape == (4, 6)]
     call = "Tower([word, second and third in the table 'word'], 6)"
-    check(len(tables) == 1, "one table of shape [4, 6]", came_back=len(tables), call=call)
+    what = "how many parameters have the shape of that table, [4, 6]"
+    check(len(tables) == 1, "1", came_back=len(tables), call=call, what=what)
     other = embedding.EmbeddingTable(13, 6)
     word = embedding.EmbeddingTable(4, 6).to(device())
     given = {"word": word, "other": other}

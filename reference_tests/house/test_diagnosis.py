@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -58,6 +59,33 @@ def test_one_and_something_unknown():
 def test_what_explains_more_goes_before_its_part():
     found = {"one": [["x", [2.0, 1.0]]], "two": [["y", [-3.0, -4.0]]], "three": [["z", ["lost"]]]}
     assert named(found, [AXIS, SIGN, BOTH]) == (["both"], False)
+
+
+def test_what_does_not_explain_the_rung_shown_is_elsewhere():
+    """It is there, but mending it leaves the rung red: it must not look like the cause."""
+    axis = replace(AXIS, rungs=["test_shape", "test_any_input"])
+    sign = replace(SIGN, rungs=["test_gradient"])
+    both = {**RIGHT, "one": [["x", [2.0, 1.0]]], "two": [["y", [-3.0, -4.0]]]}
+
+    def facts(found, rung):
+        return name(RIGHT, [sign, axis], found, TOLERANCES, rung).facts
+
+    assert facts(both, "test_shape") == [
+        ("you assumed", "(at least this) rows are columns"),
+        ("in fact", "look at the axis"),
+    ]
+    assert facts(both, "test_cost") == [("elsewhere", "(gradient) up is down")]
+    alone = {**RIGHT, "two": [["y", [-3.0, -4.0]]]}  # no probe sees what else is wrong
+    assert facts(alone, "test_cost") == [("elsewhere", "(gradient) up is down")]
+    assert facts(alone, "test_gradient") == [("you assumed", "up is down"), ("in fact", "minus")]
+    assert len(facts(both, "")) == 4  # nothing is shown: nothing is left out
+
+
+def test_the_same_words_are_said_once():
+    twin = replace(SIGN, ids=["twin"], misconception="down is up", tutor=AXIS.tutor)
+    found = {**RIGHT, "one": [["x", [2.0, 1.0]]], "two": [["y", [-3.0, -4.0]]]}
+    said = [label for label, _ in name(RIGHT, [AXIS, twin], found, TOLERANCES).facts]
+    assert said == ["you assumed", "in fact", "you assumed"]
 
 
 def test_an_exception_alone_is_weak():

@@ -163,8 +163,10 @@ def try_mistakes(
         return warm.run(kata, [str(roots[mistake.id]), "reference"], transcript=True)
 
     screens: dict[str, str] = {}
+    reds: dict[str, list[str]] = {}
     for mistake, result in zip(cases, workers.map(run, cases), strict=True):
         found.mistakes += 1
+        reds[mistake.id] = [rung for rung, state in result.rungs.items() if state != "passed"]
         verdict = "rejected"
         if result.ok:
             verdict = "ACCEPTED"
@@ -192,6 +194,7 @@ def try_mistakes(
         if wanted.only and not result.ok:
             wanted.tell(screens[mistake.id])
     if not wanted.only:
+        located(kata, wanted, found, reds)
         transcripts(kata, wanted, found, screens)
 
 
@@ -322,6 +325,22 @@ def signatures(
         stored = json.loads(path.read_text(encoding="utf-8"))
         if not current(stored, right, known, tolerances):
             found.troubles.append(f"{catalogue.shown(path)} is not current: add --write")
+
+
+def located(kata: Kata, wanted: Wanted, found: Strength, reds: dict[str, list[str]]) -> None:
+    """The fixture says which rungs each mistake turns red, so that it is named where it shows."""
+    path = FIXTURES / kata.id / diagnosis.FILE
+    if not path.is_file():
+        return
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    for known in stored["mistakes"]:
+        of_each = [reds.get(each, []) for each in known["ids"]]  # a name that several share
+        rungs = [rung.name for rung in kata.rungs if any(rung.name in some for some in of_each)]
+        if not wanted.write and known.get("rungs", rungs) != rungs:
+            found.troubles.append(f"{known['ids'][0]} turns {', '.join(rungs)} red: add --write")
+        known["rungs"] = rungs
+    if wanted.write:
+        path.write_text(laid_out(stored), encoding="utf-8")
 
 
 def differing(
