@@ -12,10 +12,13 @@ from harness.catalog import Kata
 from harness.errors import UsageError
 from harness.paths import ROOT
 
+GUIDES = ROOT / "docs" / "guides"
+OVERVIEW = GUIDES / "00-overview.md"
+
 
 def main(args: argparse.Namespace) -> int:
-    """Print a kata's guide: laid out on a terminal, as it is written elsewhere."""
-    path = file_of(catalog.find(args.kata))
+    """Print a guide, 00 for the overview: laid out on a terminal, as it is written elsewhere."""
+    path = OVERVIEW if args.kata in ("0", "00") else file_of(catalog.find(args.kata))
     if not path.is_file():
         raise UsageError(f"there is no {path.relative_to(ROOT).as_posix()}")
     text = path.read_text(encoding="utf-8")
@@ -32,4 +35,4 @@ def main(args: argparse.Namespace) -> int:
 
 
 def file_of(kata: Kata) -> Path:
-    return ROOT / "docs" / "guides" / f"{kata.id.replace('_', '-')}.md"
+    return GUIDES / f"{kata.id.replace('_', '-')}.md"

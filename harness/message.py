@@ -328,6 +328,11 @@ def title(kata: Kata, rung: str) -> str:
     return f"kata {kata.number} {kata.title}, {place}{words}"
 
 
+def green(kata: Kata) -> str:
+    """What to type when plain pytest, which records nothing, found a kata green."""
+    return f"kata {kata.number} is green. next: kata test {kata.number} puts it on the board"
+
+
 def next_step(kata: Kata, red: Red, impls: Sequence[str]) -> str:
     """What to type next, and where the guide is if that fits."""
     given = () if settings.transcript else impls

@@ -326,13 +326,20 @@ class Hide:
 
 
 class Show:
-    """Shows the first red rung whole and the others in a line."""
+    """Shows the first red rung whole and the others in a line; what comes after a green kata."""
 
     def __init__(self, hidden: Hide, diagnose: Diagnose) -> None:
         self.hidden = hidden
         self.diagnose = diagnose
+        self.green: dict[str, set[str]] = {}  # kata -> its rungs that passed
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        rung = getattr(report, "kata", None)
+        if rung and report.when == "call" and report.passed:
+            self.green.setdefault(rung["kata"], set()).add(rung["rung"])
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        config = terminalreporter.config
         reds = sorted(self.hidden.reds, key=lambda red: red.order)
         for red in reds[:1]:
             if red.kata in self.diagnose.found:
@@ -342,7 +349,12 @@ class Show:
             terminalreporter.write_line(lines[0], red=True, bold=True)
             for line in lines[1:]:
                 terminalreporter.write_line(line)
-        if terminalreporter.config.option.reportchars != "fE":  # -r: the list was asked for
+        elif not ({"failed", "error"} & set(terminalreporter.stats) or impls_of(config)):
+            for name, passed in self.green.items():
+                kata = kata_of(name)
+                if kata and passed >= {rung.name for rung in kata.rungs}:
+                    terminalreporter.write_line(message.green(kata))
+        if config.option.reportchars != "fE":  # -r: the list was asked for
             terminalreporter.stats.update(self.hidden.all)
 
 

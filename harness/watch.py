@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def verdict(kata: Kata, run: Runner) -> None:
     def listen(event: dict[str, Any]) -> None:
         if event.get("facts") and not shown and event["event"] != "diagnosis":
             shown.append(message.Red(**{key: event[key] for key in message.FIELDS}))
-            print("\n".join(message.screen(shown[0])), flush=True)
+            print("\n".join(begun(shown[0])), flush=True)
 
     digest = record.digest_of(kata)
     result = run(kata, listen=listen)
@@ -94,19 +95,28 @@ def verdict(kata: Kata, run: Runner) -> None:
     print(KEYS if sys.stdin.isatty() else "", flush=True)
 
 
+def begun(red: message.Red) -> list[str]:
+    """The first red rung, while the others run. What comes next is a save: that needs no line."""
+    return message.screen(replace(red, next=""))[:-1]
+
+
 def summary(
     kata: Kata, result: runner.KataResult, shown: list[message.Red], seconds: float
 ) -> list[str]:
     """What is added to the first red rung: the diagnosis, the other rungs, how many pass."""
-    lines = []
-    if result.reds and not shown:
-        lines += message.screen(result.reds[0])
-    elif result.diagnosis.facts:
-        for label, text in result.diagnosis.facts:
-            lines += message.fact(label, text, message.WIDTH)
-    lines += message.collapsed(result.reds[0], result.reds[1:]) if result.reds else []
+    lines: list[str] = []
+    if result.reds:
+        if not shown:
+            lines += begun(result.reds[0])
+        else:
+            for label, text in result.diagnosis.facts:
+                lines += message.fact(label, text, message.WIDTH)
+        rest = message.collapsed(result.reds[0], result.reds[1:])
+        lines += ["", *(message.clip(line, message.WIDTH) for line in rest)]
     if result.reason:
         lines.append(f"no result: {result.reason}")
+    if result.ok:
+        lines.append("next: r for a review of what you wrote, then n for the next kata")
     state = "passes" if result.ok else "is red"
     lines.append(
         f"{kata.id} {state}: {result.passed} of {len(result.rungs)} rungs, {seconds:.2f} s, "

@@ -179,6 +179,19 @@ def test_a_stub_cannot_pass_as_a_refusal(checkout):
     assert "not written" in checkout.pytest("katas/01_scale").out
 
 
+def test_a_green_kata_and_the_board(checkout):
+    """Plain pytest records nothing: who uses nothing else is told how the board gets to know."""
+    checkout.solve()
+    said = "kata 01 is green. next: kata test 01 puts it on the board"
+    assert said in checkout.pytest("katas/01_scale").out
+    for options in (["-k", "doubles"], ["--impl", "mine"]):
+        assert "is green" not in checkout.pytest("katas/01_scale", *options).out
+    spec = checkout.spec.read_text()
+    checkout.spec.write_text(spec + "\n\ndef test_more():\n    assert False\n")
+    for options in ([], ["--tb=long"]):
+        assert "is green" not in checkout.pytest("katas/01_scale", *options).out
+
+
 def test_several_katas_show_one(checkout):
     lines = screen(checkout.pytest("katas", "-q"))
     assert lines[1].startswith("kata 01 Scale, rung 1 of 4")

@@ -39,6 +39,8 @@ def test_the_guide(checkout):
     (checkout.root / "docs/guides").mkdir(parents=True)
     (checkout.root / "docs/guides/01-scale.md").write_text("# 01 Scale\n\n- one\n")
     assert checkout.kata("guide", "1").out == "# 01 Scale\n\n- one\n"
+    (checkout.root / "docs/guides/00-overview.md").write_text("# 00 Overview\n")
+    assert checkout.kata("guide", "00").out == checkout.kata("guide", "0").out == "# 00 Overview\n"
 
 
 def test_the_solution_comes_after_the_kata(checkout):

@@ -5,10 +5,13 @@ import re
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from harness import warm
+from harness import message, warm
+from harness.diagnosis import Diagnosis
+from harness.watch import summary
 
 RIGHT = "import math\n\n\ndef scale(x, *, factor=2):\n    if not math.isfinite(factor):\n"
 RIGHT += '        raise ValueError("factor")\n    return x * factor\n\n\n'
@@ -68,13 +71,27 @@ def test_a_verdict_now_and_on_each_save(checkout, watching, options):
     checkout.scale.write_text(RIGHT.replace("x * factor", "x + factor"))
     said = watch.until(r"01_scale is red: 2 of 4")
     assert "came back    23 (int)" in said and "+1 red: factor" in said
+    assert "next:" not in said  # a save is
     checkout.scale.write_text(RIGHT)
-    watch.until(r"01_scale passes: 4 of 4")
+    assert "next: r for a review" in watch.until(r"01_scale passes: 4 of 4")
     checkout.scale.write_text(RIGHT + "def (\n")
     assert "SyntaxError" in watch.until(r"01_scale is red: 0 of 4")
     watch.press("q")
     assert watch.process.wait(10) == 0
     assert re.search(r"01 Scale +red +0/4", checkout.kata().out)
+
+
+def test_the_diagnosis_stands_before_the_other_rungs():
+    """It belongs to the rung above it; other rungs come last, cut to the screen."""
+    kata = SimpleNamespace(id="01_scale")
+    reds = [message.Red("01_scale", f"test_{'long' * 9}_{i}", i, cause=str(i)) for i in range(4)]
+    for red in reds:
+        red.facts = [("came back", "1")]
+    found = Diagnosis(["twice"], facts=[("you assumed", "it is"), ("in fact", "it is not")])
+    result = SimpleNamespace(reds=reds, diagnosis=found, reason="", ok=False, passed=0, rungs={})
+    lines = summary(kata, result, reds[:1], 0.1)
+    assert [line[:9] for line in lines[:4]] == ["  you ass", "  in fact", "", "+3 red: l"]
+    assert max(map(len, lines)) <= 80
 
 
 def test_a_touched_file_is_no_save(checkout, watching):
