@@ -460,7 +460,8 @@ def test_users():
     check(used, "the given table itself, and no other", came_back=len(mine))
     tower.train()
     tower({"films": history}).square().sum().backward()
-    check(tower.training, "the mode is not changed", call="tower(batch)")
+    mode = "training" if tower.training else "eval"
+    assert_equal(mode, "training", what="mode after the call", call="tower(batch)")
     (tower({"films": history})[:, 0]).sum().backward()
     learned = table.weight.grad is not None and table.weight.grad.abs().sum(1) > 0
     words = "a gradient for the rows of the items in the history, and no others"
@@ -511,14 +512,16 @@ def run_loss(name, dtype=torch.float32, **more):
     assert_gradients(loss, chosen["gradients"], inputs, call=call, rtol=1e-4, atol=1e-5)
 
 
-def one_loss(states, target, catalogue, **options):
-    """The loss of plain lists, in float32."""
-    states, catalogue = constant(states), constant(catalogue)
-    options = {
+def assert_loss(expected, states, target, catalogue, *, what, atol=1e-6, **options):
+    """The loss of plain lists, in float32, is `expected`."""
+    given = [f"{name}={np.round(value, 2).tolist()}" for name, value in options.items()]
+    made = {
         name: integers(value) if name == "sample" else constant(value) if name == "log_q" else value
         for name, value in options.items()
     }
-    return sequence.next_item_loss(states, integers(target), catalogue, **options)
+    loss = sequence.next_item_loss(constant(states), integers(target), constant(catalogue), **made)
+    call = f"next_item_loss(states, target, catalogue, {', '.join(given)})"
+    assert_scalar(loss, expected, what=what, call=call, rtol=1e-5, atol=atol)
 
 
 @rung(
@@ -532,13 +535,13 @@ def one_loss(states, target, catalogue, **options):
 def test_full_softmax():
     """Cross-entropy over the catalogue at every place with a target, all places alike."""
     same = [[[0.0, 0.0]] * 3] * 2
-    loss = one_loss(same, [[1, 4, 2], [3, 0, 0]], [[1.0, 2.0]] * 4, temperature=0.3)
-    assert_scalar(loss, math.log(4), what="equal scores: log N", rtol=1e-5)
+    target, catalogue = [[1, 4, 2], [3, 0, 0]], [[1.0, 2.0]] * 4
+    assert_loss(math.log(4), same, target, catalogue, temperature=0.3, what="equal scores: log N")
     states = [[[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]], [[0.0, 1.0], [9.0, 9.0], [9.0, 9.0]]]
     catalogue = [[2.0, 0.0], [0.0, 1.0]]
-    loss = one_loss(states, [[1, 1, 2], [2, 0, 0]], catalogue, temperature=1.0)
     rows = [math.log1p(math.exp(x)) for x in (-2, 1, 2, -1)]
-    assert_scalar(loss, sum(rows) / 4, what="three places of one user, one of the other", rtol=1e-5)
+    target, what = [[1, 1, 2], [2, 0, 0]], "three places of one user, one of the other"
+    assert_loss(sum(rows) / 4, states, target, catalogue, temperature=1.0, what=what)
     run_loss("full")
     states = tensor(states)
     loss = sequence.next_item_loss(
@@ -561,19 +564,17 @@ def test_full_softmax():
 def test_sampled_softmax():
     """Cross-entropy over the target and the items drawn, corrected by logQ."""
     states, catalogue = [[[0.0, 0.0]]], [[1.0, 2.0]] * 4
-    loss = one_loss(states, [[3]], catalogue, temperature=0.3, sample=[0, 1, 1])
-    assert_scalar(loss, math.log(4), what="equal scores, three others drawn", rtol=1e-5)
-    loss = one_loss(states, [[2]], catalogue, temperature=0.3, sample=[0, 1, 1])
-    assert_scalar(loss, math.log(2), what="equal scores, the target drawn twice", rtol=1e-5)
-    loss = one_loss(states, [[2]], catalogue, temperature=0.3, sample=[1, 1])
-    assert_scalar(loss, 0.0, what="nothing but the target drawn", atol=1e-6)
+    for expected, target, sample, what in (
+        (math.log(4), 3, [0, 1, 1], "equal scores, three others drawn"),
+        (math.log(2), 2, [0, 1, 1], "equal scores, the target drawn twice"),
+        (0.0, 2, [1, 1], "nothing but the target drawn"),
+    ):
+        options = {"temperature": 0.3, "sample": sample, "what": what}
+        assert_loss(expected, states, [[target]], catalogue, **options)
     chance = np.log([0.4, 0.1, 0.3, 0.2])
-    options = {"temperature": 0.1, "sample": [0, 1], "log_q": chance}
-    loss = one_loss(states, [[3]], catalogue, **options)
-    expected = math.log(1 + 0.3 / 0.4 + 0.3 / 0.1)
-    assert_scalar(
-        loss, expected, what="equal scores, q = 0.4, 0.1 and 0.3 of the target", rtol=1e-5
-    )
+    expected, what = math.log(1 + 0.3 / 0.4 + 0.3 / 0.1), "equal scores, q = 0.4, 0.1, 0.3, 0.2"
+    options = {"temperature": 0.1, "sample": [0, 1], "log_q": chance, "what": what}
+    assert_loss(expected, states, [[3]], catalogue, **options)
     run_loss("sampled")
     run_loss("log_q")
     states = tensor([[[1.0, 2.0]]])
