@@ -6,8 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from harness.paths import ROOT
+from harness.run import one_thread
 
 QUICK = [
     "retrieval.fit.epochs=1",
@@ -151,3 +153,17 @@ def test_broken_learner_code_is_shown_where_it_broke(tmp_path):
     assert "NameError" in done.stderr
     assert "own/recsys/training/losses.py:2 in_batch_softmax_loss" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, 1), ("2", 2)])
+def test_one_thread_unless_more_are_asked_for(given, expected, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        one_thread(torch.device("cpu"))
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)
