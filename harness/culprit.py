@@ -194,12 +194,13 @@ class Trials:
     def __exit__(self, *error: Any) -> None:
         self.stack.close()
 
-    def figures(self, roots: Sequence[Path]) -> dict[str, Any]:
+    def figures(self, roots: Sequence[Path], seed: int | None = None) -> dict[str, Any]:
         """The figures of one run. Raises CandidateError or Unfit."""
         folder = self.folder / f"run-{next(self.number)}"
         folder.mkdir()
         out, answer = folder / "lists.npz", folder / "answer.json"
-        request = {"job": str(self.job.path), "seed": self.seed, "device": "cpu"}
+        seed = self.seed if seed is None else seed
+        request = {"job": str(self.job.path), "seed": seed, "device": "cpu"}
         request |= {"out": str(out), "cold": str(self.job.cold)}
         worker = self.free.get()
         try:
@@ -221,7 +222,7 @@ class Trials:
         shutil.rmtree(folder, ignore_errors=True)
         return figures
 
-    def costs(self, roots: Sequence[Path]) -> list[Finding]:
+    def costs(self, roots: Sequence[Path], rounds: int = 3) -> list[Finding]:
         """Ratios of costs to the reference, of a run that gave lists."""
         with ExitStack() as stack:
             names = (("part", roots), ("reference", [REFERENCE, SRC]))
@@ -232,9 +233,9 @@ class Trials:
                 )
                 for n, r in names
             ]
-            system.run_quality(sides, self.job, self.seed, "cpu", cold=False)
-            mine, theirs = sides
-            return system.speed(mine, theirs, self.job, "cpu", what=self.what, rounds=3)
+            ran = system.run_quality(sides, self.job, self.seed, "cpu", cold=False)
+            served = [figures["served"] for figures in ran]
+            return system.speed(*sides, self.job, "cpu", served, what=self.what, rounds=rounds)
 
     def outcome(self, roots: Sequence[Path]) -> Outcome:
         """How these roots do beside the reference."""

@@ -38,6 +38,7 @@ RATIO = 1.5  # of the reference's CPU time (on a GPU: the device's time)
 SPEEDUP = 0.8  # of the reference's, compiled over eager, on a GPU
 OPERATIONS = 3.0  # of the reference's in a training step
 SYNCS = 0.5  # more in a training step: one in every step is 1
+OTHERS = 0.01  # of the users: an index sums in another order, and may swap two near-equal items
 REQUESTS = 80  # in a round of the service
 FIGURES = {
     "final": "NDCG@10 of the final lists",
@@ -267,7 +268,8 @@ def judge(job: Job, out: Path, cold: bool) -> dict[str, Any]:
 
     Returns:
         figure -> (users,) values; "logloss" with NaN where the candidates lack the target, "cold"
-        for users who chose a cold item; "popularity": NDCG@10 of popular items.
+        for users who chose a cold item; "popularity": NDCG@10 of popular items; "served": the raw
+        ids that go with the lists.
 
     Raises:
         Unfit: what came back is no lists, or holds seen items, or is not what is served.
@@ -301,8 +303,10 @@ def judge(job: Job, out: Path, cold: bool) -> dict[str, Any]:
         raise Unfit("lists", "the final lists hold other items than retrieval's")
     shown = found["final_items"][:, : found["served"].shape[1]]
     wanted = np.where(shown < 0, -1, dataset.item_ids[shown])
-    if found["served"].shape != wanted.shape or (found["served"] != wanted).any():
-        off = int((found["served"] != wanted).any(1).sum())
+    if found["served"].shape != wanted.shape:
+        raise Unfit("served", f"answers of shape {list(found['served'].shape)}")
+    off = int((found["served"] != wanted).any(1).sum())
+    if off > max(1, OTHERS * len(wanted)):
         raise Unfit("served", f"{off} of {len(wanted)} users are served other items")
     figures = {
         "final": evaluator.per_user(ranks["final"], "ndcg", 10),
@@ -310,6 +314,7 @@ def judge(job: Job, out: Path, cold: bool) -> dict[str, Any]:
         "recall": evaluator.per_user(ranks["retrieval"], "recall", length),
         "logloss": log_loss(found["retrieval_items"][users], found["logits"][users], target),
         "popularity": evaluator.per_user(popular_ranks(job), "ndcg", 10),
+        "served": found["served"],
     }
     if cold:
         items, choice = found["cold_items"], job.cold_split
@@ -426,20 +431,29 @@ def speed(
     theirs: Side,
     job: Job,
     device: str,
+    served: Sequence[Any],
     *,
     what: Sequence[str] = (*WORK, SERVICE),
     rounds: int = ROUNDS,
 ) -> list[Finding]:
-    """Ratios of what both sides cost, in turns; counts of a training step."""
+    """Ratios of what both sides cost, in turns; counts of a training step.
+
+    Args:
+        served: of each side, what the service has to answer (see `judge`).
+
+    Raises:
+        CandidateError: a side failed. Unfit: its service answers other items.
+    """
     sides = (mine, theirs)
     ports = [each.ask("prepare", job=str(job.path), device=device) for each in sides]
     users = job.dataset.user_ids[:64].tolist()
+    wanted = [dict(zip(users, lists.tolist(), strict=False)) for lists in served]
     spent: dict[str, list[tuple[float, ...]]] = {name: [] for name in what}
     for turn in range(rounds):
         for name in spent:
             both = [0.0, 0.0]
             for i in (0, 1) if turn % 2 else (1, 0):
-                both[i] = cost(sides[i], name, ports[i], users, device)
+                both[i] = cost(sides[i], name, ports[i], wanted[i], device)
             spent[name].append(tuple(both))
     findings = []
     for name, taken in spent.items():
@@ -470,7 +484,7 @@ def speed(
     return [*findings, Finding("compiled", says, own >= SPEEDUP * reference, {})]
 
 
-def cost(side: Side, what: str, port: int, users: list[int], device: str) -> float:
+def cost(side: Side, what: str, port: int, wanted: dict[int, list[int]], device: str) -> float:
     """What one round costs: CPU seconds, on a GPU seconds of the device (the service: CPU)."""
     measured = sys.platform.startswith("linux")
     before = side.cpu() if measured else 0.0
@@ -479,27 +493,35 @@ def cost(side: Side, what: str, port: int, users: list[int], device: str) -> flo
         return side.cpu() - before if measured and device == "cpu" else float(said)
     begin = time.process_time()
     try:
-        asyncio.run(asked(port, users))
+        asyncio.run(asked(port, wanted))
     except (OSError, EOFError, ValueError, asyncio.TimeoutError) as error:
         raise CandidateError(f"the service gave no answer: {error}", "ServiceError") from None
     # elsewhere than on Linux the clients' own time stands in: it grows with the answers' alone
     return (side.cpu() - before if measured else time.process_time() - begin) / REQUESTS
 
 
-async def asked(port: int, users: list[int], clients: int = 4) -> None:
-    """A round of requests to the service at `port`."""
+async def asked(port: int, wanted: dict[int, list[int]], clients: int = 4) -> None:
+    """A round of requests to the service at `port`, for users who are to get `wanted` items."""
     from harness import load
+
+    users, others = list(wanted), set()
 
     async def client(number: int) -> None:
         connection = await asyncio.open_connection("127.0.0.1", port)
         for i in range(number, REQUESTS, clients):
-            body = json.dumps({"user_id": users[i % len(users)], "k": 10}).encode()
+            user = users[i % len(users)]
+            body = json.dumps({"user_id": user, "k": 10}).encode()
             status, answer = await load.ask(connection, load.message("POST", "/recommend", body))
             if problem := load.wrong(status, answer, 10):
                 raise ValueError(problem)
+            items = [item["item_id"] for item in json.loads(answer)["items"]]
+            if items != [item for item in wanted[user] if item >= 0]:
+                others.add(user)
         connection[1].close()
 
     await asyncio.wait_for(asyncio.gather(*map(client, range(clients))), 60)
+    if len(others) > max(1, OTHERS * len(users)):
+        raise Unfit("served", f"the service answers {len(others)} of {len(users)} users otherwise")
 
 
 # --- the verdict ----------------------------------------------------------------------------------
@@ -571,8 +593,9 @@ def verdict(
             made.findings.append(failed("runs", error))
         if timings and made.green:
             try:
-                made.findings += speed(mine, theirs, job, device)
-            except CandidateError as error:
+                served = [figures["served"] for figures in runs[-1]]
+                made.findings += speed(mine, theirs, job, device, served)
+            except (CandidateError, Unfit) as error:
                 made.findings.append(failed("timings", error))
     made.seconds = time.monotonic() - begin
     return made

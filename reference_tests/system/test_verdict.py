@@ -1,5 +1,7 @@
 """What the system's verdict takes for honest lists, on a small world."""
 
+import asyncio
+import json
 import subprocess
 import sys
 
@@ -61,6 +63,17 @@ def test_lists_that_are_not_honest_are_unfit(job, lists, rule, spoil):
     assert caught.value.rule == rule
 
 
+def test_near_equal_items_may_change_places(job, lists):
+    """For a user in a hundred: the index sums in another order than the list was made in."""
+    found, judged = lists
+    served = found["served"].copy()
+    served[0] = served[0][::-1]
+    judged(served=served)
+    served[1:4] = served[1:4, ::-1]
+    with pytest.raises(system.Unfit, match="4 of 150 users are served other items"):
+        judged(served=served)
+
+
 def first(found, items):
     changed = found["retrieval_items"].copy()
     changed[:, 0] = items
@@ -102,3 +115,26 @@ def test_work_counts_wherever_it_is_done(tmp_path, way):
     with system.side("one", [], tmp_path / "side", launch) as side:
         side.process.stdout.readline()
         assert 0.45 < side.cpu() < 1.5
+
+
+def test_a_service_that_answers_other_items_is_found():
+    """What it answers is held against the lists from outside, whatever the pipeline says."""
+    items = [[9, 7, 4], [3, 8, 1], [5, -1, -1]]
+
+    async def answer(reader, writer):
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            size = int(head.lower().partition(b"content-length:")[2].split()[0])
+            user = json.loads(await reader.readexactly(size))["user_id"]
+            listed = [{"item_id": i, "score": -place} for place, i in enumerate(items[user])]
+            body = json.dumps({"items": [x for x in listed if x["item_id"] >= 0]}).encode()
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+
+    async def asked(wanted):
+        async with await asyncio.start_server(answer, "127.0.0.1") as server:
+            port = server.sockets[0].getsockname()[1]
+            await system.asked(port, wanted)
+
+    asyncio.run(asked(dict(enumerate(items))))
+    asyncio.run(asked({0: items[0], 1: [8, 3, 1]}))  # two near-equal items may change places
+    with pytest.raises(system.Unfit, match="answers 2 of 3 users otherwise"):
+        asyncio.run(asked({0: [7, 9, 4], 1: [8, 3, 1], 2: items[2]}))

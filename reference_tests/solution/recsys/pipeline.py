@@ -543,7 +543,8 @@ def run(
 
     def rank_now(users: np.ndarray, items: np.ndarray, scores: np.ndarray) -> np.ndarray:
         some = asked.of(torch.from_numpy(users).to(device))
-        candidates, similarity = (torch.from_numpy(x).to(device) for x in (items, scores))
+        candidates = torch.from_numpy(items).to(device)
+        similarity = torch.from_numpy(scores).float().to(device)  # a service may count in float64
         data = RankingData(some, candidates, similarity, statistics, text=ranking_text)
         return ranker(data).cpu().numpy()
 
