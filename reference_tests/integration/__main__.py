@@ -1,6 +1,7 @@
 """What the integration kata's verdict rests on, measured.
 
     python -m reference_tests.integration margins   # writes fixtures/10_integration/margins.json
+    python -m reference_tests.integration table     # writes docs/integration.md
 """
 
 from __future__ import annotations
@@ -9,13 +10,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from reference_tests.integration import margins
+from reference_tests.integration import margins, table
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m reference_tests.integration")
     commands = parser.add_subparsers(required=True)
-    for module in (margins,):
+    for module in (margins, table):
         name = module.__name__.rpartition(".")[2]
         command = commands.add_parser(name, description=module.__doc__)
         command.set_defaults(main=module.main)

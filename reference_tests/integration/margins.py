@@ -2,8 +2,9 @@
 
 In each of several generated worlds the reference runs with four seeds of training. Two runs of one
 world differ by chance alone. Their difference for each user gives the spread that margins are made
-of, widened where a seed moves all users at once; runs 0 and 1 against 2 and 3 are a verdict that
-ought to be green.
+of, widened where a seed moves all users at once. Two runs against the other two are a verdict that
+ought to be green, by the margins of worlds other than its own; there are three ways to pair four
+runs, and what these give is uncorrelated.
 """
 
 from __future__ import annotations
@@ -14,22 +15,29 @@ import math
 import platform
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
+import torch
 
 from harness import system
 from harness.candidate import Candidate, install
 
 Z = 3.0  # standard errors
-RUNS = 4  # in a world; the third and fourth stand for another right solution
+RUNS = 4  # in a world; two stand for another right solution
+PAIRINGS = (((0, 1), (2, 3)), ((0, 2), (1, 3)), ((0, 3), (1, 2)))
+FOLDS = 5  # of the worlds; each is judged with the margins of the others
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--worlds", type=int, default=12)
+    parser.add_argument("--worlds", type=int, default=40)
     parser.add_argument("--minutes", type=float, default=60.0, help="no new world after them")
 
 
@@ -51,71 +59,100 @@ def world(number: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="kata-margins-") as name:
         folder = Path(name)
         for i in range(RUNS):
-            # the cold start has one seed for items and training: another table draws otherwise
-            job = system.make_job(folder, seed=number, user_buckets=256 + i)
+            job = system.make_job(folder, seed=number)
             request = {"job": str(job.path), "seed": 100 * number + i, "device": "cpu"}
             out = folder / "lists.npz"
-            cold = i % 2 == 0  # a verdict's cold start runs once
-            Candidate().quality(**request, out=str(out), cold=str(job.cold) if cold else None)
-            runs.append(system.judge(job, out, cold))
+            with other_draws(i):
+                Candidate().quality(**request, out=str(out), cold=str(job.cold))
+            runs.append(system.judge(job, out, cold=True))
     return runs
 
 
+@contextmanager
+def other_draws(count: int) -> Iterator[None]:
+    """The cold start has one seed, of its items too: its factors begin from other vectors."""
+    from recsys import pipeline
+
+    plain = pipeline.choice_factors
+
+    def factors(*args: Any) -> Any:
+        torch.rand(count)
+        return plain(*args)
+
+    with mock.patch.object(pipeline, "choice_factors", factors):
+        yield
+
+
 def fixture(worlds: list[list[dict[str, Any]]]) -> dict[str, Any]:
-    """Spread, margins, and how many verdicts of right solutions would have been red."""
-    spread = {}
-    for name in system.FIGURES:
-        gaps = []
-        for runs in worlds:
-            held = [run[name] for run in runs if name in run]
-            gaps += [a - b for a, b in zip(held[::2], held[1::2], strict=True)]
-        values = np.concatenate(gaps)
-        spread[name] = round(float(np.nanstd(values)), 4)
-    distances: dict[str, list[float]] = {name: [] for name in system.FIGURES}
-    for runs in worlds:
-        for name in system.FIGURES:
-            mine, theirs = ([r[name] for r in runs[i : i + 2] if name in r] for i in (0, 2))
-            values = np.concatenate([a - b for a, b in zip(mine, theirs, strict=True)])
-            error = spread[name] / math.sqrt((~np.isnan(values)).sum())
-            z = float(np.nanmean(values)) / error
-            distances[name].append(round(z, 2))
-    spread, distances, alarms = widened(spread, distances)
-    low, high = clopper_pearson(alarms, len(worlds))
+    """Spread, margins, and how many verdicts of right solutions would have been red.
+
+    A verdict is counted with the spread of other worlds, as it is for a learner.
+    """
+    held_out: dict[str, list[float]] = {name: [] for name in system.FIGURES}
+    folds = min(FOLDS, len(worlds)) if len(worlds) > 1 else 0
+    for fold in range(folds):
+        known = fitted([runs for i, runs in enumerate(worlds) if i % folds != fold])
+        for name, found in distances(worlds[fold::folds], known).items():
+            held_out[name] += [round(z, 2) for z in found]
+    verdicts = list(zip(*held_out.values(), strict=True))
+    # either side could have been the learner: counted is whichever is worse
+    alarms = sum(any(abs(z) > Z for z in each) for each in verdicts)
+    low, high = clopper_pearson(alarms, len(verdicts))
     return {
         "made_by": f"python -m reference_tests.integration margins --worlds {len(worlds)}",
         "date": date.today().isoformat(),
         "torch": version("torch").partition("+")[0],
         "python": platform.python_version(),
         "z": Z,
-        "spread": spread,
+        "spread": {name: round(value, 4) for name, value in fitted(worlds).items()},
         "reference": {
-            name: round(float(np.mean([np.nanmean(r[name]) for w in worlds for r in w
-                                       if name in r])), 4)
+            name: round(
+                float(np.mean([np.nanmean(r[name]) for w in worlds for r in w])), 4
+            )
             for name in [*system.FIGURES, "popularity"]
         },
         "false_alarms": {
-            "verdicts": len(worlds),
+            "worlds": len(worlds),
+            "verdicts": len(verdicts),
+            "folds": folds,
             "red": alarms,
             "interval_95": [round(low, 4), round(high, 4)],
-            "standard_errors": distances,
+            "standard_errors": held_out,
         },
     }
 
 
-def widened(
-    spread: dict[str, float], distances: dict[str, list[float]]
-) -> tuple[dict[str, float], dict[str, list[float]], int]:
-    """The spread as the verdicts have it, where a seed moves all users at once.
+def fitted(worlds: list[list[dict[str, Any]]]) -> dict[str, float]:
+    """The spread of each figure between two runs of one world, for a user.
 
-    Users of one run are not independent then, and their spread alone is too small: it is multiplied
-    by the root mean square of the distances, if that is above 1. Also the distances in these
-    terms, and how many verdicts were red; either side could have been the learner.
+    Users of one run are not independent where a seed moves all of them at once, and their spread
+    alone is too small: it is multiplied by the root mean square of the distances, if that is
+    above 1.
     """
-    scale = {n: max(1.0, math.sqrt(float(np.mean(np.square(z))))) for n, z in distances.items()}
-    spread = {name: round(value * scale[name], 4) for name, value in spread.items()}
-    distances = {name: [round(x / scale[name], 2) for x in z] for name, z in distances.items()}
-    alarms = sum(any(abs(x) > Z for x in each) for each in zip(*distances.values(), strict=True))
-    return spread, distances, alarms
+    spread = {}
+    for name in system.FIGURES:
+        gaps = []
+        for runs in worlds:
+            held = [run[name] for run in runs]
+            gaps += [a - b for a, b in zip(held[::2], held[1::2], strict=True)]
+        spread[name] = float(np.nanstd(np.concatenate(gaps)))
+    for name, found in distances(worlds, spread).items():
+        spread[name] *= max(1.0, math.sqrt(float(np.mean(np.square(found)))))
+    return spread
+
+
+def distances(
+    worlds: list[list[dict[str, Any]]], spread: dict[str, float]
+) -> dict[str, list[float]]:
+    """Two runs of each world against the other two, in standard errors."""
+    found: dict[str, list[float]] = {name: [] for name in system.FIGURES}
+    for runs in worlds:
+        for (one, other), name in product(PAIRINGS, system.FIGURES):
+            pairs = zip(one, other, strict=True)
+            values = np.concatenate([runs[i][name] - runs[j][name] for i, j in pairs])
+            error = spread[name] / math.sqrt((~np.isnan(values)).sum())
+            found[name].append(float(np.nanmean(values)) / error)
+    return found
 
 
 def clopper_pearson(hits: int, runs: int, level: float = 0.95) -> tuple[float, float]:

@@ -1,0 +1,418 @@
+"""What the integration kata makes of mistakes in one module: writes docs/integration.md.
+
+Each mistake lies among the reference's parts and is judged as `kata gate` judges: what it moves,
+the verdict, and by which rung. Then it lies among right parts that are not the reference's, and
+`kata culprit` has to say which of them it is. A row is kept in results.json when it is done; the
+next call goes on with those that are missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import re
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from datetime import date
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from harness import catalog, culprit, system
+from harness.paths import REFERENCE, ROOT, SRC
+from reference_tests.strength import catalogue
+
+RESULTS = Path(__file__).with_name("results.json")
+DOCUMENT = ROOT / "docs" / "integration.md"
+# Those that one would expect to matter to a system, and for each kata one or two that need not.
+MISTAKES = {
+    "01_embedding_table": (
+        *("lookup-detached", "init-std-one", "one-hot-lookup", "gradient-by-frequency"),
+        *("padding-pooled", "default-is-sum", "asserts-for-errors"),
+    ),
+    "02_tower": (
+        *("item-tower-detached", "normalize-batch-axis", "loop-over-rows", "not-normalised"),
+        *("last-item-at-the-end", "temperature-not-learned", "dropout-in-eval", "no-residual"),
+    ),
+    "03_contrastive_loss": (
+        *("log-q-added", "users-as-candidates", "no-accidental-mask", "log-q-before-temperature"),
+        *("temperature-multiplied", "loop-over-rows", "softmax-twice", "weights-squared"),
+    ),
+    "04_cross_layer": (
+        *("softmax-over-users", "loss-of-detached", "no-residual", "listwise-binary"),
+        *("dense-standardised", "dropout-always", "weights-eps"),
+    ),
+    "05_training_loop": (
+        *("trn-no-zero-grad", "no-shuffle", "loss-read-in-each-step", "clear-each-micro-batch"),
+        *("rate-constant", "lower-is-better", "not-fused", "no-fsync"),
+    ),
+    "06_ndcg": (
+        *("worst-items-first", "seen-items-stay", "mask-loop-over-users", "list-ndcg-log-rank"),
+        *("last-chunk-dropped", "one-user-at-a-time", "auc-ties-win"),
+    ),
+    "08_llm_pooling": (
+        *("order-not-restored", "mean-over-padding", "one-text-at-a-time"),
+        *("normalised-over-the-batch", "padded-to-max-length", "not-centred", "offset-penalised"),
+    ),
+    "09_serving": (
+        *("scores-sorted-ids-not", "rows-returned-as-ids", "one-user-after-the-other"),
+        *("seen-items-returned", "no-room-for-seen", "waits-for-company", "no-retry-after"),
+    ),
+    "07_compile": ("eager-is-the-default", "gradients-are-cleared"),
+}
+# Right by their kata's spec, and by design above the allowed cost: whole catalogues are sorted.
+DEAR = {
+    "06_ndcg": ("counting", "loops_over_places", "numpy_lexsort", "roc_curve", "sort_twice"),
+}
+MIXES = ("mix 1", "mix 2", "mix 3")  # of alternates without these
+ANY = ("any 1", "any 2", "any 3")  # of all alternates
+GROUPS = {  # what is red -> the rung of test_system.py that says so
+    "popularity": "beats popular items",
+    **dict.fromkeys(system.FIGURES, "keeps up"),
+    **dict.fromkeys([f"speed_{name}" for name in (*system.WORK, system.SERVICE)], "costs"),
+    **dict.fromkeys(("launches", "syncs"), "operations and waits"),
+}
+SHORT = {
+    "final": "final NDCG@10",
+    "retrieval": "retrieval NDCG@10",
+    "recall": "recall",
+    "logloss": "log loss",
+    "cold": "cold recall@10",
+}
+FUTURE = "from __future__ import annotations\n"
+COSTS = ("costs", "operations and waits")
+Z = 1.96  # of an interval of 95 %
+WORTH = 1.25  # times the reference's cost, from where it is said
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--minutes", type=float, default=60.0, help="no new row after them")
+    parser.add_argument("--again", action="append", default=[], metavar="ROW", help="or a part")
+    parser.add_argument("--only", default="", metavar="ROW", help="or a part, of those missing")
+    parser.add_argument("--render", action="store_true", help="write the page only")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Measure what is missing, write the page; 1 if rows are missing still."""
+    rows = stored()
+    begin = time.monotonic()
+    for name in [name for name in rows if any(part in name for part in args.again)]:
+        del rows[name]
+    missing = [name for name in names() if name not in rows and args.only in name]
+    if missing and not args.render:
+        with Bench() as bench:
+            for name in missing:
+                if time.monotonic() - begin > 60 * args.minutes:
+                    break
+                rows[name] = bench.row(name)
+                keep(rows)
+                print(f"{name}: {rows[name]['verdict']}; {rows[name]['culprit']}", flush=True)
+    DOCUMENT.write_text(page(rows), encoding="utf-8")
+    left = [name for name in names() if name not in rows]
+    print(f"{len(rows)} rows, {len(left)} missing", flush=True)
+    return 1 if left else 0
+
+
+def names() -> list[str]:
+    rows = [[f"{kata}/{mistake}" for mistake in some] for kata, some in MISTAKES.items()]
+    turns = zip_longest(*rows)  # of each kata in turn: a table that is not finished shows all
+    return ["reference", *MIXES, *ANY, *(name for turn in turns for name in turn if name)]
+
+
+def stored() -> dict[str, Any]:
+    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+
+
+def keep(rows: dict[str, Any]) -> None:
+    kept = {name: rows[name] for name in names() if name in rows}
+    text = json.dumps(kept, indent=1, ensure_ascii=False)
+    RESULTS.write_text(text + "\n", encoding="utf-8")
+
+
+# --- measuring ------------------------------------------------------------------------------------
+
+
+class Bench:
+    """Verdicts and culprits, with what all rows share made once."""
+
+    def __enter__(self) -> Bench:
+        self.place = tempfile.TemporaryDirectory(prefix="kata-integration-")
+        self.folder = Path(self.place.name).resolve()
+        self.job = system.make_job(self.folder)
+        self.stack = ExitStack()
+        self.trials = self.stack.enter_context(culprit.Trials(self.job, self.folder))
+        self.reference = self.runs([REFERENCE, SRC])
+        self.right: dict[tuple[str, ...], culprit.Outcome] = {}
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.stack.close()
+        self.place.cleanup()
+
+    def runs(self, roots: Sequence[Path]) -> list[dict[str, Any]]:
+        """Figures of both seeds; the cold start has one."""
+        found = [self.trials.figures(roots, seed) for seed in system.SEEDS]
+        for figures in found[1:]:
+            figures.pop("cold")
+        return found
+
+    def verdict(self, roots: Sequence[Path]) -> system.Verdict:
+        """What `system.verdict` finds; the reference's figures are not made anew for each."""
+        begin, made = time.monotonic(), system.Verdict("synthetic", list(system.SEEDS), "cpu")
+        try:
+            made.findings += system.compare(self.runs(roots), self.reference)
+            if made.green:
+                place = Path(tempfile.mkdtemp(dir=self.folder))
+                what = [*system.WORK, system.SERVICE]
+                with culprit.Trials(self.job, place, what=what) as trials:
+                    made.findings += trials.costs(roots, system.ROUNDS)
+        except (system.CandidateError, system.Unfit) as error:
+            made.findings.append(system.failed("runs", error))
+        made.seconds = time.monotonic() - begin
+        return made
+
+    def row(self, name: str) -> dict[str, Any]:
+        kata, _, mistake = name.partition("/")
+        alternates: dict[str, str] = {}
+        roots: list[Path] = []
+        if mistake:
+            text = mistake_of(kata, mistake).texts
+            roots = [catalogue.lay(text, self.folder / name.replace("/", "-"))]
+        elif name != "reference":
+            alternates = mix(name)
+            roots = self.roots_of(alternates)
+        whole = [*roots, REFERENCE, SRC]
+        found = self.verdict(whole) if mistake else system.verdict(whole)
+        named = self.culprit(kata, roots, found) if mistake and not found.green else None
+        return {
+            "alternates": alternates,
+            "verdict": "green" if found.green else "red",
+            "reds": [finding.name for finding in found.reds],
+            "says": found.reds[0].says if found.reds else "",
+            "figures": {
+                f.name: [round(f.detail[key], 5) for key in ("change", "value", "reference", "z")]
+                for f in found.findings if "margin" in f.detail
+            },
+            "margins": {
+                f.name: round(f.detail["margin"] / f.detail["reference"], 5)
+                for f in found.findings if "margin" in f.detail
+            },
+            "costs": {
+                f.name.removeprefix("speed_"): round(f.detail["ratio"], 3)
+                for f in found.findings if "ratio" in f.detail
+            },
+            "culprit": named,
+            "seconds": round(found.seconds, 1),
+            "made": f"{date.today().isoformat()}, Python {platform.python_version()}",
+        }  # fmt: skip
+
+    def roots_of(self, alternates: dict[str, str]) -> list[Path]:
+        """Folders of alternates, made whole: some leave out what every stub keeps."""
+        roots = []
+        for kata, name in alternates.items():
+            root = self.folder / "alternates" / kata / name
+            if not root.is_dir():
+                texts = completed(catalog.find(kata), catalogue.ALTERNATES / kata / name)
+                catalogue.lay(texts, root)
+            roots.append(root)
+        return roots
+
+    def culprit(self, kata: str, roots: list[Path], found: system.Verdict) -> dict[str, Any]:
+        """Whom `kata culprit` blames where the other parts are alternates, and its words.
+
+        All are, unless only costs are red: each trial takes long then, and one other part has to
+        do.
+        """
+        others = mix("mix 1")
+        others.pop(kata, None)
+        with ExitStack() as stack:
+            if all(GROUPS.get(finding.name) in COSTS for finding in found.reds):
+                others = dict([random.Random(kata).choice(sorted(others.items()))])
+                place = Path(tempfile.mkdtemp(dir=self.folder))
+                what = culprit.costs_of(found.reds)
+                trials = stack.enter_context(culprit.Trials(self.job, place, what=what))
+            else:
+                trials = self.trials
+                trials.known = {key: o for key, o in self.right.items() if key != (kata,)}
+            whole = [*roots, *self.roots_of(others), REFERENCE, SRC]
+            report = culprit.find(trials, whole, both_ways=False)
+        if trials is self.trials:  # what right parts do alone is the same for each mistake
+            single = {key: o for key, o in trials.known.items() if len(key) == 1}
+            self.right |= {key: o for key, o in single.items() if key != (kata,)}
+        return {
+            "others": len(others),
+            "named": [part.kata for part, _ in report.culprits],
+            "together": [list(group) for group in report.together],
+            "says": [f"{part.kata} {alone.says}" for part, alone in report.culprits],
+        }
+
+
+def mistake_of(kata: str, mistake: str) -> catalogue.Mistake:
+    return catalogue.read(catalog.find(kata), catalogue.MISTAKES / kata / f"{mistake}.toml")
+
+
+def completed(kata: catalog.Kata, root: Path) -> dict[str, str]:
+    """The files of an alternate; below each the reference's, where it lacks a kept name."""
+    texts = {}
+    for file in kata.files:
+        if (root / "recsys" / file).is_file():
+            text = (root / "recsys" / file).read_text(encoding="utf-8")
+            kept = [name for name in kata.keep.get(file, ()) if "." not in name]
+            if any(not re.search(rf"^(def|class) {name}\b", text, re.M) for name in kept):
+                reference = (REFERENCE / "recsys" / file).read_text(encoding="utf-8")
+                text = reference + "\n\n" + text.replace(FUTURE, "")
+            texts[file] = text
+    return texts
+
+
+def mix(name: str) -> dict[str, str]:
+    """For each core kata a drawn alternate: kata -> its name."""
+    drawn = {}
+    for kata in (kata for kata in catalog.load() if kata.track == "core"):
+        left_out = () if name in ANY else DEAR.get(kata.id, ())
+        some = [a.id for a in catalogue.alternates_of(kata) if a.id not in left_out]
+        if some:
+            drawn[kata.id] = random.Random(f"{name.split()[1]} {kata.id}").choice(some)
+    return drawn
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+HEAD = """# What the integration kata sees
+
+Written by `python -m reference_tests.integration table`; do not edit. It goes on with the rows that
+are missing in `reference_tests/integration/results.json`; `--again ROW` measures one again.
+
+Each row is a mistake in one module, from the katas' catalogue, among the reference's other parts:
+the system is judged beside the reference on generated data, as `kata gate` and the last rungs of
+kata 10 do. **Moved** are the figures whose 95 % interval (in brackets; two right runs differ so by
+their seeds alone) leaves out 0, and costs from {dear} times the reference's. A row is red where a
+figure is worse by {z:g} standard errors, a cost is above {ratio} times, or the system does not run.
+**Culprit** is whom `kata culprit` names where the mistake lies among alternates: all other parts
+are right, and none is the reference's. (Where only a cost is red: beside one alternate.)
+"""
+SILENT = """
+## What nothing shows
+
+{count} of the {all} mistakes are green here: they change no figure beyond chance on this data, or
+the pipeline does not call what they spoil. Each is red in the spec of its own kata, and the gate
+does not run those: a green system does not say that all its parts are right.
+
+{rows}
+"""
+
+
+RIGHT = """
+## Right systems
+
+Mixes have a drawn alternate in each module: right by its spec, and not written to be fast. None is
+red for a figure. Where one is red it is for what it costs, which this kata asks and the others do
+not: who writes a right and slow part has to mend that here. Alternates of {kata} that sort whole
+catalogues or loop are left out of "mix", not of "any":
+{dear}.
+
+"""
+
+
+def page(rows: dict[str, Any]) -> str:
+    mistakes = {name: rows[name] for name in sorted(rows) if "/" in name}
+    red = {name: row for name, row in mistakes.items() if row["verdict"] == "red"}
+    text = HEAD.format(dear=WORTH, ratio=system.RATIO, z=margins()["z"])
+    text += f"\n{len(red)} of {len(mistakes)} are red; {who(red)}"
+    if missing := len(names()) - len(rows):
+        text += f"\n{missing} rows are not measured yet."
+    text += "\n\n"
+    text += "| kata | mistake | moved | verdict | culprit |\n| --- | --- | --- | --- | --- |\n"
+    text += "".join(line(name, row) for name, row in red.items())
+    green = [name for name in mistakes if name not in red]
+    silent = "".join(line(name, mistakes[name], culprit=False) for name in green)
+    head = "| kata | mistake | moved |\n| --- | --- | --- |\n"
+    text += SILENT.format(count=len(green), all=len(mistakes), rows=(head + silent).strip())
+    return text + right_systems(rows) + chance() + times(rows)
+
+
+def who(red: dict[str, Any]) -> str:
+    asked = {name: row["culprit"]["named"] for name, row in red.items() if row["culprit"]}
+    right = [name for name, named in asked.items() if named == [name.partition("/")[0]]]
+    wrong = [name for name, named in asked.items() if set(named) - {name.partition("/")[0]}]
+    said = f"of {len(right)} of these the culprit is named, and it alone"
+    return f"{said}; another part is blamed in {len(wrong)}."
+
+
+def line(name: str, row: dict[str, Any], culprit: bool = True) -> str:
+    kata, _, mistake = name.partition("/")
+    belief = mistake_of(kata, mistake).misconception.replace("|", "\\|")
+    cells = [kata[:2], f"{mistake}: {belief}", "; ".join(moved(row)) or "nothing"]
+    if culprit:
+        rungs = {GROUPS.get(red, "runs, lists are honest") for red in row["reds"]}
+        cells.append("red: " + ", ".join(sorted(rungs)))
+        found = row["culprit"] or {"says": ["not asked yet"], "together": []}
+        words = found["together"] and [" with ".join(found["together"][0]) + ", only together"]
+        cells.append("; ".join(found["says"] or words or ["nobody"]).replace("|", "\\|"))
+    return f"| {' | '.join(cells)} |\n"
+
+
+def moved(row: dict[str, Any]) -> list[str]:
+    """The figures that are not what the reference's are, and by how much."""
+    found = []
+    for name, (change, *_) in row["figures"].items():
+        half = row["margins"][name] * Z / margins()["z"]
+        if abs(change) > half:
+            interval = f"[{change - half:+.0%}, {change + half:+.0%}]"
+            found.append(f"{SHORT[name]} {change:+.0%} {interval}")
+    found += [f"{name} {ratio:.1f}×" for name, ratio in row["costs"].items() if ratio >= WORTH]
+    known = bool(row["figures"]) and not set(row["reds"]) & {"launches", "syncs"}
+    return found if known else [*found, row["says"].replace("|", "\\|")]
+
+
+def margins() -> dict[str, Any]:
+    return json.loads(system.MARGINS.read_text(encoding="utf-8"))
+
+
+def right_systems(rows: dict[str, Any]) -> str:
+    dear = ", ".join(name for names in DEAR.values() for name in names)
+    text = RIGHT.format(kata=" and ".join(DEAR), dear=dear)
+    text += "| system | moved | dearest | verdict |\n| --- | --- | --- | --- |\n"
+    for name, row in rows.items():
+        if "/" in name:
+            continue
+        parts = ", ".join(f"{kata[:2]} {which}" for kata, which in row["alternates"].items())
+        what, ratio = max(row["costs"].items(), key=lambda each: each[1], default=("-", 0.0))
+        cells = [f"{name}: {parts}" if parts else f"the {name} against itself"]
+        cells += ["; ".join(moved(row)) or "nothing", f"{what} {ratio:.2f}×", row["verdict"]]
+        text += f"| {' | '.join(cells)} |\n"
+    return text
+
+
+def chance() -> str:
+    found = margins()
+    alarms = found["false_alarms"]
+    low, high = alarms["interval_95"]
+    distances = [z for each in alarms["standard_errors"].values() for z in each]
+    return f"""
+## False alarms
+
+`{found["made_by"]}`: in each of {alarms["worlds"]}
+generated worlds four runs of the reference, two against two in each of three ways, judged with the
+margins of other worlds ({alarms["folds"]} folds).
+{alarms["red"]} of {alarms["verdicts"]} verdicts were red, counting either pair as the learner's;
+95 % interval {low:.1%} to {high:.1%}. The largest of {len(distances)} distances was
+{max(map(abs, distances)):.1f} standard errors; red begins at {found["z"]:g}.
+"""
+
+
+def times(rows: dict[str, Any]) -> str:
+    seconds = sorted(row["seconds"] for name, row in rows.items() if "/" not in name)
+    made = sorted({row["made"] for row in rows.values()})
+    if not seconds:
+        return ""
+    return f"""
+## Times
+
+The verdicts of right systems, learner and reference side by side with all costs, took
+{seconds[0]:.0f} to {seconds[-1]:.0f} s on two cores that other work shared. {"; ".join(made)}.
+"""
