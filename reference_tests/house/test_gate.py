@@ -365,6 +365,36 @@ ATTACKS = {
         "        time.sleep(60) if os.fork() == 0 else os._exit(0)",
         "red",
     ),
+    "writes to the fixtures": (
+        "import harness.paths as p\n"
+        "    (p.FIXTURES / '10_integration' / 'golden.txt').write_text('21')",
+        "red",
+    ),
+    "sets environment variables": (
+        "import os\n"
+        "    os.environ.update(KATA_IMPL='reference', KATA_RESULTS=os.devnull)",
+        "no result",
+    ),
+    "plants a conftest, a sitecustomize and a .pth": (
+        "import os, pathlib, tempfile\n"
+        "    for place in ('.', 'katas', 'src', tempfile.gettempdir(), os.environ['HOME']):\n"
+        "        for name in ('conftest.py', 'sitecustomize.py', 'x.pth'):\n"
+        "            try: pathlib.Path(place, name).write_text('import os; os._exit(0)')\n"
+        "            except OSError: pass",
+        "red",
+    ),
+    "a process beside it writes passes": (
+        "import json, os, time\n"
+        "    from harness import catalog\n"
+        "    names = [rung.name for rung in catalog.find('10').rungs]\n"
+        "    line = {'event': 'call', 'outcome': 'passed', 'nodeid': 'a::b', 'facts': []}\n"
+        "    lines = [json.dumps({**line, 'rung': name}) + '\\n' for name in names]\n"
+        "    if os.fork() == 0:\n"
+        "        while True:\n"
+        "            with open(os.environ['KATA_RESULTS'], 'a') as file: file.writelines(lines)\n"
+        "            time.sleep(0.05)",
+        "red",
+    ),
     "writes to the installed packages": (
         "import sysconfig, pathlib\n"
         "    pathlib.Path(sysconfig.get_path('purelib'), 'kata_gate_x.pth').write_text('')",
