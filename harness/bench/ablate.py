@@ -30,8 +30,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "temperature fixed at its start": ("retrieval.learn_temperature=false",),
     "full softmax instead of in-batch": ("retrieval.loss=full",),
     "history: the last item only": ("retrieval.max_history=1",),
-    "retrieval without genres": ("retrieval.item_features=[item_id]",),
-    "retrieval with text": ("retrieval.item_features=[item_id, genres, text]",),
+    "retrieval with genres": ("retrieval.item_features=[item_id, genres]",),
+    "retrieval with text": ("retrieval.item_features=[item_id, text]",),
     "no text at all": ("text.encoder=none",),
     # all four, so one of them is what the configuration has already and changes nothing
     "ranker: cross layers and deep part": (
