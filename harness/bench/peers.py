@@ -211,9 +211,13 @@ def sasrec(known: Known, seed: int, settings: Mapping[str, Any]) -> Scores:
     table["datetime"] = begin + pd.to_timedelta(place, unit="s")
 
     def trainer() -> Trainer:
-        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
         return Trainer(
-            max_epochs=settings["epochs"], accelerator="cpu", enable_checkpointing=False, **quiet
+            max_epochs=settings["epochs"],
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
         )
 
     model = SASRecModel(

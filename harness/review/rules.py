@@ -470,7 +470,8 @@ def made_on_the_cpu(source: Source) -> Said:
 )
 def loop_over_rows(source: Source) -> Said:
     """for i in range(len(x)) with x[i] in it, x a tensor; for n in lengths.tolist(): F.pool(...)"""
-    for loop in [*source.all(ast.For), *source.all(ast.comprehension)]:
+    loops: list[ast.For | ast.comprehension] = [*source.all(ast.For)]
+    for loop in [*loops, *source.all(ast.comprehension)]:
         function = source.function(loop)
         names = tensors(function) if function is not None else set()
         over = loop.iter
