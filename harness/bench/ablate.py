@@ -30,10 +30,11 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "temperature fixed at its start": ("retrieval.learn_temperature=false",),
     "full softmax instead of in-batch": ("retrieval.loss=full",),
     "history: the last item only": ("retrieval.max_history=1",),
-    "retrieval with genres": ("retrieval.item_features=[item_id, genres]",),
+    # of these two, and of the four rankers, one is what the configuration has and changes nothing
+    "retrieval: ids and genres": ("retrieval.item_features=[item_id, genres]",),
+    "retrieval: ids alone": ("retrieval.item_features=[item_id]",),
     "retrieval with text": ("retrieval.item_features=[item_id, text]",),
     "no text at all": ("text.encoder=none",),
-    # all four, so one of them is what the configuration has already and changes nothing
     "ranker: cross layers and deep part": (
         "ranking.num_cross_layers=2",
         "ranking.hidden_dims=[64, 32]",
