@@ -96,7 +96,7 @@ def system() -> str:
 
 
 def results() -> list[tuple[str, float, float, float]]:
-    """Name, mean, lowest, highest NDCG@10 of each row of README's table."""
+    """Name, mean, less and plus a standard deviation, of each row of README's table."""
     found = []
     row = r"^\| ([^|]+) \| (\.\d+)(?: \((\.\d+) to (\.\d+)\))? \|"
     for name, mean, low, high in re.findall(row, readme(), re.M):
@@ -114,7 +114,7 @@ def bars() -> str:
     """The rows of the table as bars."""
     rows = results()
     scale = 420 / max(high for *_, high in rows)
-    says = "NDCG@10 on ml-100k, all items ranked; the line is lowest to highest seed"
+    says = "NDCG@10 on ml-100k, all items ranked; the line is one standard deviation of seeds"
     parts = [text(12, 22, says, "small")]
     for place, (name, mean, low, high) in enumerate(rows):
         y = 36 + 28 * place
