@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -36,6 +37,8 @@ EXACT_UP_TO = 50_000  # items; below it, looking at all of them is as fast as an
 _COUNTED = ("POST", "/recommend")
 
 _QUICK = 0.005  # seconds that the event loop may be held up
+
+_log = logging.getLogger(__name__)  # what exceptions say is for operators: it may hold paths
 
 
 # --- stage one: which items are near --------------------------------------------------------------
@@ -332,6 +335,7 @@ def create_app(
         user_id: int = Field(ge=0, lt=2**53)  # what every reader of JSON keeps exact
         k: int = Field(default=10, ge=1, le=max_k)
 
+    @_no_way_out
     def load_warm() -> Recommender:
         recommender = load()
         for size in (1, max_batch) if len(recommender.user_ids) else ():
@@ -373,7 +377,8 @@ def create_app(
         except asyncio.QueueFull:
             return _problem(503, "too many requests are waiting", {"Retry-After": "1"})
         except Exception as error:
-            return _problem(500, f"the recommender failed: {type(error).__name__}: {error}")
+            _log.error("the recommender failed for user %d", user_id, exc_info=error)
+            return _problem(500, "the recommender failed")
         if items is None:
             return _problem(404, f"there is no user {user_id}")
         listed = [{"item_id": item, "score": score, "title": title} for item, score, title in items]
@@ -403,7 +408,8 @@ def create_app(
             try:
                 recommender = await asyncio.to_thread(load_warm)
             except Exception as error:
-                return _problem(503, f"the old model stays: {type(error).__name__}: {error}")
+                _log.error("the old model stays", exc_info=error)
+                return _problem(503, "loading failed, the old model stays")
             current.recommender = recommender  # one assignment: nobody sees half of each
         return _json({"status": "reloaded", "model_version": recommender.version})
 
@@ -509,12 +515,28 @@ def _answer(recommender: Recommender, asked: Sequence[tuple[int, int]]) -> list[
     """An answer to each request; None for an unknown user, an exception where it fails."""
     try:
         known = [(user, k) for user, k in asked if recommender.knows(user)]
-        answers = iter(recommender.recommend_batch(*zip(*known, strict=True)) if known else [])
+        recommend = _no_way_out(recommender.recommend_batch)
+        answers = iter(recommend(*zip(*known, strict=True)) if known else [])
         return [next(answers) if recommender.knows(user) else None for user, _ in asked]
     except Exception as error:
         if len(asked) == 1:
             return [error]
         return [_answer(recommender, [each])[0] for each in asked]  # nobody pays for another
+
+
+def _no_way_out(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, with a failure where it would end the process or the task that called it.
+
+    ``sys.exit`` in a model, or the panic of a library in another language, is no Exception.
+    """
+
+    def wrapped(*args: Any) -> Any:
+        try:
+            return function(*args)
+        except BaseException as error:
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
+
+    return wrapped
 
 
 def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
