@@ -12,16 +12,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from types import FunctionType, ModuleType
+from types import ModuleType
 from typing import Any
 
 from harness.message import is_learner_file
 
 TOOLS = (
     *("harness.spec", "harness.events", "harness.probe", "harness.diagnosis", "harness.plugin"),
-    *("_pytest.runner", "_pytest.outcomes"),
+    *("harness.guard", "_pytest.runner", "_pytest.outcomes", "builtins", "math"),
+    *("torch", "torch.autograd", "torch.nn.functional", "torch.testing"),
 )
-METHODS = (("_pytest.python", "Function", "runtest"), ("_pytest.reports", "TestReport", "__init__"))
+CLASSES = (
+    *(("_pytest.python", "Function"), ("_pytest.reports", "TestReport")),
+    *(("harness.guard", "Guard"), ("torch", "Tensor")),
+)
 GRACE = 0.5  # seconds that a thread has to end
 
 
@@ -29,16 +33,19 @@ class Guard:
     """Remembers how things are before a rung; `broken` says what is not so after it."""
 
     def __init__(self) -> None:
-        self.tools = list(tools())
+        self.tools = [(owner, dict(vars(owner))) for owner in tools()]
         self.settings = {name: read() for name, (read, _) in settings().items()}
         self.threads = set(learner_threads())
 
     def broken(self) -> list[tuple[str, str]]:
         """(what came back, what was expected) for each change; all but threads are put back."""
         found = []
-        for owner, name, value in self.tools:
-            if vars(owner).get(name) is not value:
-                setattr(owner, name, value)
+        for owner, before in self.tools:
+            for name in replaced(owner, before):
+                if name in before:
+                    setattr(owner, name, before[name])
+                else:
+                    delattr(owner, name)
                 where = f"{owner.__name__}.{name}"
                 found.append((f"{where} was replaced", "test tools that stay as they are"))
         for name, (read, write) in settings().items():
@@ -55,16 +62,21 @@ class Guard:
         return found
 
 
-def tools() -> Iterator[tuple[Any, str, Any]]:
-    """(owner, name, value) of the functions that judge."""
-    for module in filter(None, map(sys.modules.get, TOOLS)):
-        for name, value in list(vars(module).items()):
-            if isinstance(value, (FunctionType, type, ModuleType)):
-                yield module, name, value
-    for module_name, owner, name in METHODS:
-        holder = getattr(sys.modules.get(module_name), owner, None)
-        if holder is not None:
-            yield holder, name, vars(holder)[name]
+def tools() -> Iterator[Any]:
+    """The modules and classes, with those they inherit from, whose functions judge."""
+    yield from filter(None, map(sys.modules.get, TOOLS))
+    for module, name in CLASSES:
+        yield from getattr(sys.modules.get(module), name, object).__mro__[:-1]
+
+
+def replaced(owner: Any, before: dict[str, Any]) -> list[str]:
+    """Names of functions and modules that are others now, or hide one that was inherited."""
+    now = dict(vars(owner))
+    changed = [name for name, value in before.items() if now.get(name) is not value
+               and (callable(value) or isinstance(value, (property, ModuleType)))]  # fmt: skip
+    bases = owner.__mro__[1:] if isinstance(owner, type) else ()
+    return changed + [name for name in now.keys() - before.keys()
+                      if any(name in vars(base) for base in bases)]  # fmt: skip
 
 
 def settings() -> dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]]:
