@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.paths import REFERENCE, ROOT
 from reference_tests.house.conftest import SCALE, Checkout, checkout, pristine  # noqa: F401
 
 # Code at the head of a function that the spec calls; other attacks are in house/test_isolation.py.
@@ -63,11 +65,70 @@ def test_vandals_gain_nothing(checkout, what, tally, often):  # noqa: F811
         happened = "red"
     else:
         state = json.loads(status.out)["katas"][0]["state"]
-        touched = "record" in what or "own file" in what and False
-        assert touched or state != "passing", f"{state} {done}"
+        assert "record" in what or state != "passing", f"{state} {done}"
         happened = {"passing": "recorded as it was"}.get(state, state.replace("_", " "))
     assert "Traceback" not in str(status)
     tally("learner code that edits or deletes the spec, fixtures, itself, the record", happened)
+
+
+SOLUTION = REFERENCE / "recsys/models/embedding.py"
+LOOKUP = '        _check_integer("ids", ids)\n'  # the head of what the spec calls first
+FAKES = {  # what judges, replaced so that everything looks right
+    "Tensor.__sub__": "torch.Tensor.__sub__ = lambda a, b: torch.zeros_like(a)",
+    "Tensor.__eq__": "torch.Tensor.__eq__ = lambda a, b: torch.ones_like(a, dtype=torch.bool)",
+    "Tensor.any": "torch.Tensor.any = lambda a: torch.tensor(False)",
+    "torch.where": "torch.where = lambda a, *b: torch.zeros_like(a, dtype=torch.float64)",
+    "torch.equal": "torch.equal = torch.allclose = lambda *a, **k: True",
+    "torch.testing.assert_close": "import torch.testing as t; t.assert_close = print",
+    "torch.autograd.grad": "torch.autograd.grad = lambda out, into, *a: (into,)",
+    "builtins.bool": "import builtins; builtins.bool = lambda x: False",
+    "math.isnan": "import math; math.isnan = lambda x: False",
+    "Guard.broken": "from harness import guard; guard.Guard.broken = lambda self: []; "
+    "torch.Tensor.__sub__ = lambda a, b: torch.zeros_like(a)",
+}
+
+
+def judged(folder, code):
+    """pytest on kata 01 with `code` at the head of its lookup."""
+    file = folder / "recsys/models/embedding.py"
+    file.parent.mkdir(parents=True)
+    source = SOLUTION.read_text()
+    assert source.count(LOOKUP) == 1
+    file.write_text(source.replace(LOOKUP, f"        {code}\n{LOOKUP}"))
+    command = [sys.executable, "-m", "pytest", "-q", "katas/01_embedding_table/test_spec.py"]
+    return subprocess.run([*command, "--impl", str(folder), "--impl", "reference"], cwd=ROOT,
+                          capture_output=True, text=True, timeout=120)  # fmt: skip
+
+
+@pytest.mark.parametrize("what", FAKES)
+def test_what_judges_cannot_be_replaced(tmp_path, what, tally, often):
+    """Torch's own functions, too: a wrong lookup is as red as without."""
+    if list(FAKES).index(what) > 1 and not often(0, 1):
+        pytest.skip("in the long form")
+    done = judged(tmp_path, f"{FAKES[what]}; ids = ids.roll(1)")
+    failed = re.search(r"^(\d+) failed", done.stdout, re.MULTILINE)
+    assert failed and int(failed[1]) >= 2, done
+    tally("learner code that replaces functions of torch, Python or the guard",
+          "red, the replaced one named" if "was replaced" in done.stdout else "red")  # fmt: skip
+
+
+SEEDS = {
+    "torch.manual_seed(3)": "no random number drawn",
+    "torch.seed()": "no random number drawn",
+    "import random as r; import numpy as n; r.seed(3); n.random.seed(3)": "12 passed",
+}
+
+
+@pytest.mark.parametrize("code", SEEDS)
+def test_a_seed_that_is_left_behind(tmp_path, code, tally, often):
+    """The rung that forbids it is red, the others are judged as ever."""
+    if code != "torch.manual_seed(3)" and not often(0, 1):
+        pytest.skip("in the long form")
+    done = judged(tmp_path, code)
+    assert SEEDS[code] in done.stdout, done
+    assert re.search(r"^1 failed, 11 passed|^12 passed", done.stdout, re.MULTILINE), done
+    tally("learner code that leaves a seed behind",
+          "red in the rung that forbids it" if done.returncode else "judged as ever")
 
 
 def test_two_runs_at_once(checkout, tally, often):  # noqa: F811
