@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from types import ModuleType
+from types import BuiltinFunctionType, ModuleType
 from typing import Any
 
 from harness.message import is_learner_file
@@ -72,8 +72,11 @@ def tools() -> Iterator[Any]:
 def replaced(owner: Any, before: dict[str, Any]) -> list[str]:
     """Names of functions and modules that are others now, or hide one that was inherited."""
     now = dict(vars(owner))
-    changed = [name for name, value in before.items() if now.get(name) is not value
-               and (callable(value) or isinstance(value, (property, ModuleType)))]  # fmt: skip
+    kinds: Any = (Callable, property, ModuleType)
+    if owner is sys.modules.get("torch"):  # compiling replaces functions of torch written in Python
+        kinds = BuiltinFunctionType
+    changed = [name for name, value in before.items()
+               if now.get(name) is not value and isinstance(value, kinds)]  # fmt: skip
     bases = owner.__mro__[1:] if isinstance(owner, type) else ()
     return changed + [name for name in now.keys() - before.keys()
                       if any(name in vars(base) for base in bases)]  # fmt: skip

@@ -533,6 +533,8 @@ def _no_way_out(function: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(*args: Any) -> Any:
         try:
             return function(*args)
+        except Exception:
+            raise
         except BaseException as error:
             raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
