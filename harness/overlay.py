@@ -203,10 +203,10 @@ def uninstall() -> None:
 
 @contextmanager
 def using(roots: Sequence[Root]) -> Iterator[None]:
-    """`recsys` from these roots for a while, then as it was before."""
+    """`recsys` from these roots for a while, then as it was before, the same modules included."""
     before = installed() if is_installed() else None
+    modules = purge()
     install(roots)
-    purge()
     try:
         yield
     finally:
@@ -214,15 +214,21 @@ def using(roots: Sequence[Root]) -> Iterator[None]:
         purge()
         if before is not None:
             install(before)
+        sys.modules.update(modules)  # who holds a class of theirs still catches what they raise
 
 
-def purge() -> None:
-    """Forget `recsys` and the kata tests, so that the next import reads the files again."""
-    katas = str(KATAS) + os.sep
+def purge() -> dict[str, ModuleType]:
+    """Forget `recsys` and the kata tests, so that the next import reads the files again.
+
+    Returns:
+        the modules that were there.
+    """
+    katas, gone = str(KATAS) + os.sep, {}
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None) or ""
         if name.partition(".")[0] in (PACKAGE, "katas") or str(file).startswith(katas):
-            del sys.modules[name]
+            gone[name] = sys.modules.pop(name)
+    return gone
 
 
 # --- what came from where -------------------------------------------------------------------------

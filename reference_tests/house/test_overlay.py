@@ -321,6 +321,9 @@ def test_using_leaves_things_as_they_were(clean, tmp_path):
         raise KeyError
     assert [root.name for root in overlay.installed()] == ["before"]
     overlay.uninstall()
+    import recsys.data.errors as errors
+
     with overlay.using([Root("meanwhile", tmp_path)]):
-        assert overlay.is_installed()
+        assert overlay.is_installed() and "recsys.data.errors" not in sys.modules
     assert not overlay.is_installed()
+    assert sys.modules["recsys.data.errors"] is errors
