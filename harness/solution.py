@@ -27,7 +27,7 @@ def main(args: argparse.Namespace) -> int:
         print("\n".join(compared(kata, file)))
     others = sorted((REFERENCE_TESTS / "alternates" / kata.id).glob("*"))
     if others:
-        names = ", ".join(other.name for other in others)
+        names = ", ".join(other.stem for other in others)
         place = (REFERENCE_TESTS / "alternates" / kata.id).relative_to(ROOT).as_posix()
         print(f"\nOther ways that pass, in {place}: {names}")
     return 0

@@ -1,12 +1,13 @@
 """`kata review`: what it was declared to see and what it sees; nothing in what is right."""
 
+import functools
 import json
 from collections import Counter
 
 import pytest
 
 from harness import catalog
-from harness.paths import REFERENCE, REFERENCE_TESTS, ROOT
+from harness.paths import REFERENCE, ROOT
 from harness.review import linter, measured, rules
 from reference_tests.review.declared import DECLARED
 from reference_tests.review.snippets import SNIPPETS
@@ -48,14 +49,23 @@ def test_a_rule_sees_what_it_is_for_and_no_more(name, tmp_path):
         assert name not in rules_in(text, tmp_path), text
 
 
+@functools.cache
 def right_files():
-    folders = [REFERENCE, REFERENCE_TESTS / "alternates"]
-    return [file for folder in folders for file in sorted(folder.rglob("*.py"))]
+    """Name -> text of the reference's and the alternates' files."""
+    files = sorted(REFERENCE.rglob("*.py"))
+    found = {f.relative_to(REFERENCE).as_posix(): f.read_text(encoding="utf-8") for f in files}
+    for kata in catalog.load():
+        for alternate in catalogue.alternates_of(kata):
+            for file, text in alternate.texts.items():
+                found[f"{kata.id}/{alternate.id}/{file}"] = text
+    return found
 
 
-@pytest.mark.parametrize("file", right_files(), ids=lambda f: "/".join(f.parts[-5:]))
-def test_nothing_is_found_in_what_is_right(file):
-    found = list(rules.findings(file, file.name)) + list(linter.findings(file, file.name))
+@pytest.mark.parametrize("name", right_files())
+def test_nothing_is_found_in_what_is_right(name, tmp_path):
+    file = tmp_path / "code.py"
+    file.write_text(right_files()[name], encoding="utf-8")
+    found = list(rules.findings(file, name)) + list(linter.findings(file, name))
     assert not found, "\n".join(f"{f.file}:{f.line} {f.rule}: {f.what}" for f in found)
 
 

@@ -120,6 +120,65 @@ def test_an_alternate_that_is_the_reference(scale):
         catalogue.alternates_of(scale)
 
 
+OTHER = """says = "Doubled by adding, where the factor is given."
+[[edit]]
+find = "x * factor"
+replace = "factor * x"
+"""
+
+
+def alternate(text, name="other"):
+    folder = catalogue.ALTERNATES / "01_scale"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.toml").write_text(text)
+    return folder
+
+
+def test_an_alternate_by_its_edits(scale):
+    folder = alternate(OTHER)
+    (folder / "sums/recsys/models").mkdir(parents=True)
+    (folder / "sums/recsys/models/scale.py").write_text(ALTERNATE)
+    edits, whole = catalogue.alternates_of(scale)
+    assert edits.id == "other" and edits.says.startswith("Doubled by adding")
+    assert "return factor * x\n" in edits.texts["models/scale.py"]
+    assert whole.id == "sums" and whole.says == "By adding up."
+    assert whole.texts == {"models/scale.py": ALTERNATE}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (("factor * x", "x * factor"), "is the reference itself"),
+        (("x * factor", "x / factor"), "once in the reference, not 0 times: 'x / factor'"),
+        (("factor * x", "factor * * x"), "invalid syntax"),
+        (("says", "tutor"), "unknown key tutor"),
+        (('says = "Doubled by adding, where the factor is given."', ""), "says should be a"),
+        ((OTHER.partition("\n")[2], ""), "expected at least one [[edit]] or [[function]]"),
+        (("[[edit]]", "[[edit]]\nfile = 'models/shift.py'"), "file should be one of"),
+        (("[[edit]]", "[[edit]"), "is not valid TOML"),
+    ],
+)
+def test_what_is_wrong_with_an_alternate_is_said(scale, change, says):
+    alternate(OTHER.replace(*change, 1))
+    with pytest.raises(CatalogueError, match="other.toml") as error:
+        catalogue.alternates_of(scale)
+    assert says in str(error.value)
+
+
+def test_the_same_alternate_twice(scale):
+    alternate(OTHER)
+    alternate(OTHER.replace("adding", "more"), "other-too")
+    with pytest.raises(CatalogueError, match="is the same program as other"):
+        catalogue.alternates_of(scale)
+
+
+def test_two_alternates_of_one_name(scale):
+    (alternate(OTHER) / "other/recsys/models").mkdir(parents=True)
+    (catalogue.ALTERNATES / "01_scale/other/recsys/models/scale.py").write_text(ALTERNATE)
+    with pytest.raises(CatalogueError, match="other is there twice"):
+        catalogue.alternates_of(scale)
+
+
 # --- the whole, on a kata of its own --------------------------------------------------------------
 
 

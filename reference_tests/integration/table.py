@@ -216,8 +216,8 @@ class Bench:
         for kata, name in alternates.items():
             root = self.folder / "alternates" / kata / name
             if not root.is_dir():
-                texts = completed(catalog.find(kata), catalogue.ALTERNATES / kata / name)
-                catalogue.lay(texts, root)
+                found = {each.id: each for each in catalogue.alternates_of(catalog.find(kata))}
+                catalogue.lay(completed(catalog.find(kata), found[name]), root)
             roots.append(root)
         return roots
 
@@ -255,17 +255,15 @@ def mistake_of(kata: str, mistake: str) -> catalogue.Mistake:
     return catalogue.read(catalog.find(kata), catalogue.MISTAKES / kata / f"{mistake}.toml")
 
 
-def completed(kata: catalog.Kata, root: Path) -> dict[str, str]:
+def completed(kata: catalog.Kata, alternate: catalogue.Alternate) -> dict[str, str]:
     """The files of an alternate; below each the reference's, where it lacks a kept name."""
     texts = {}
-    for file in kata.files:
-        if (root / "recsys" / file).is_file():
-            text = (root / "recsys" / file).read_text(encoding="utf-8")
-            kept = [name for name in kata.keep.get(file, ()) if "." not in name]
-            if any(not re.search(rf"^(def|class) {name}\b", text, re.M) for name in kept):
-                reference = (REFERENCE / "recsys" / file).read_text(encoding="utf-8")
-                text = reference + "\n\n" + text.replace(FUTURE, "")
-            texts[file] = text
+    for file, text in alternate.texts.items():
+        kept = [name for name in kata.keep.get(file, ()) if "." not in name]
+        if any(not re.search(rf"^(def|class) {name}\b", text, re.M) for name in kept):
+            reference = (REFERENCE / "recsys" / file).read_text(encoding="utf-8")
+            text = reference + "\n\n" + text.replace(FUTURE, "")
+        texts[file] = text
     return texts
 
 

@@ -1,8 +1,8 @@
-"""The catalogue: known mistakes and right-but-different solutions, as folders for `--impl`.
+"""The catalogue: known mistakes and right-but-different solutions, as texts for `--impl`.
 
 A mistake is a TOML file in mistakes/NN_name/: what the learner believes, the tutor's words, and the
 edits of the reference that make it (see docs/authoring.md). An alternate is a folder in
-alternates/NN_name/ that holds recsys/... .
+alternates/NN_name/ that holds recsys/..., or a TOML file there: how it differs, and the edits.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ import ast
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from harness.catalog import Kata, tomllib
 from harness.paths import REFERENCE, REFERENCE_TESTS, ROOT
 
 MISTAKES = REFERENCE_TESTS / "mistakes"
 ALTERNATES = REFERENCE_TESTS / "alternates"
-KEYS = {"misconception", "tutor", "evidence", "edit", "function", "unnamed"}
 LONGEST = {"misconception": 130, "tutor": 280}  # they have to fit into one screen
 
 
@@ -41,11 +40,15 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Alternate:
-    """A right implementation unlike the reference."""
+    """A right implementation unlike the reference. `texts` maps a learner file to its text."""
 
     id: str
-    root: Path
-    says: str  # first line of the docstring
+    path: Path
+    says: str  # how it differs: of a folder, the first line of the docstring
+    texts: dict[str, str]
+
+
+Entry = TypeVar("Entry", Mistake, Alternate)
 
 
 def mistakes_of(kata: Kata) -> list[Mistake]:
@@ -54,32 +57,55 @@ def mistakes_of(kata: Kata) -> list[Mistake]:
     Raises:
         CatalogueError: one is malformed, changes nothing, or is the same program as another.
     """
-    found = [read(kata, path) for path in sorted((MISTAKES / kata.id).glob("*.toml"))]
+    return distinct([read(kata, path) for path in sorted((MISTAKES / kata.id).glob("*.toml"))])
+
+
+def distinct(found: list[Entry]) -> list[Entry]:
+    """The same entries, if no two are one program."""
     seen: dict[str, str] = {}
-    for mistake in found:
-        program = "".join(without_docs(text) for _, text in sorted(mistake.texts.items()))
-        program += str(sorted(mistake.texts))
-        other = seen.setdefault(program, mistake.id)
-        if other != mistake.id:
-            raise CatalogueError(f"{shown(mistake.path)} is the same program as {other}")
+    for each in found:
+        program = "".join(without_docs(text) for _, text in sorted(each.texts.items()))
+        program += str(sorted(each.texts))
+        other = seen.setdefault(program, each.id)
+        if other != each.id:
+            raise CatalogueError(f"{shown(each.path)} is the same program as {other}")
     return found
 
 
 def read(kata: Kata, path: Path) -> Mistake:
+    table = table_of(path, ("misconception", "tutor", "evidence"), ("unnamed",))
+    return Mistake(
+        id=path.stem,
+        path=path,
+        misconception=" ".join(table["misconception"].split()),
+        tutor=" ".join(table["tutor"].split()),
+        evidence=table["evidence"],
+        unnamed=table.get("unnamed", ""),
+        texts=changed(kata, table, shown(path)),
+    )
+
+
+def table_of(path: Path, sentences: tuple[str, ...], others: tuple[str, ...] = ()) -> Any:
+    """An entry's table, with all of `sentences` in it and nothing that is not known."""
     where = shown(path)
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise CatalogueError(f"{where} is not valid TOML: {error}") from None
-    if set(table) - KEYS:
-        raise CatalogueError(f"{where}: unknown key {', '.join(sorted(set(table) - KEYS))}")
-    for key in ("misconception", "tutor", "evidence"):
+    if unknown := set(table) - {*sentences, *others, "edit", "function"}:
+        raise CatalogueError(f"{where}: unknown key {', '.join(sorted(unknown))}")
+    for key in sentences:
         if not isinstance(table.get(key), str) or not table[key].strip():
             raise CatalogueError(f"{where}: {key} should be a sentence")
         if len(table[key]) > LONGEST.get(key, 1000):
             raise CatalogueError(
                 f"{where}: {key} has {len(table[key])} characters; at most {LONGEST[key]} fit"
             )
+    return table
+
+
+def changed(kata: Kata, table: dict[str, Any], where: str) -> dict[str, str]:
+    """The reference's files with the entry's edits: learner file -> text."""
     texts: dict[str, str] = {}
     for kind, apply in (("edit", edited), ("function", replaced)):
         for change in table.get(kind, []):
@@ -98,15 +124,7 @@ def read(kata: Kata, path: Path) -> Mistake:
             raise CatalogueError(f"{where} is the reference itself: it changes nothing in {file}")
     if not texts:
         raise CatalogueError(f"{where}: expected at least one [[edit]] or [[function]]")
-    return Mistake(
-        id=path.stem,
-        path=path,
-        misconception=" ".join(table["misconception"].split()),
-        tutor=" ".join(table["tutor"].split()),
-        evidence=table["evidence"],
-        unnamed=table.get("unnamed", ""),
-        texts=texts,
-    )
+    return texts
 
 
 def file_of(kata: Kata, change: dict[str, Any], where: str) -> str:
@@ -161,23 +179,39 @@ def alternates_of(kata: Kata) -> list[Alternate]:
     """The kata's alternates, by name.
 
     Raises:
-        CatalogueError: a folder without the kata's files, or one that is the reference itself.
+        CatalogueError: one is malformed, is the reference itself or the same program as another,
+            or a folder has none of the kata's files.
     """
-    found = []
-    folders = (ALTERNATES / kata.id).iterdir() if (ALTERNATES / kata.id).is_dir() else ()
-    for root in sorted(folder for folder in folders if folder.is_dir()):
-        files = [file for file in kata.files if (root / "recsys" / file).is_file()]
-        if not files:
-            names = ", ".join(f"recsys/{file}" for file in kata.files)
-            raise CatalogueError(f"{shown(root)} holds none of {names}")
-        for file in files:
-            text = (root / "recsys" / file).read_text(encoding="utf-8")
+    found: dict[str, Alternate] = {}
+    for path in sorted((ALTERNATES / kata.id).glob("*")):
+        if path.suffix == ".toml":
+            table = table_of(path, ("says",))
+            texts = changed(kata, table, shown(path))
+            made = Alternate(path.stem, path, table["says"], texts)
+        elif path.is_dir():
+            made = alternate_in(kata, path)
+        else:
+            continue
+        if made.id in found:
+            raise CatalogueError(f"{shown(path.parent)}: {made.id} is there twice")
+        found[made.id] = made
+    return distinct(list(found.values()))
+
+
+def alternate_in(kata: Kata, root: Path) -> Alternate:
+    """An alternate that is a folder."""
+    texts = {}
+    for file in kata.files:
+        if (root / "recsys" / file).is_file():
+            texts[file] = (root / "recsys" / file).read_text(encoding="utf-8")
             original = (REFERENCE / "recsys" / file).read_text(encoding="utf-8")
-            if without_docs(text) == without_docs(original):
+            if without_docs(texts[file]) == without_docs(original):
                 raise CatalogueError(f"{shown(root)}: {file} is the reference itself")
-        docs = ast.get_docstring(ast.parse((root / "recsys" / files[0]).read_text("utf-8"))) or ""
-        found.append(Alternate(root.name, root, docs.partition("\n")[0]))
-    return found
+    if not texts:
+        names = ", ".join(f"recsys/{file}" for file in kata.files)
+        raise CatalogueError(f"{shown(root)} holds none of {names}")
+    docs = ast.get_docstring(ast.parse(next(iter(texts.values())))) or ""
+    return Alternate(root.name, root, docs.partition("\n")[0], texts)
 
 
 def lay(texts: dict[str, str], root: Path) -> Path:

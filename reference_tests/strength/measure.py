@@ -124,7 +124,7 @@ def measure(kata: Kata, workers: Workers, wanted: Wanted) -> Strength:
     if wanted.mistakes:
         try_mistakes(kata, workers, wanted, found, mistakes, alternates, work)
     if wanted.alternates:
-        try_alternates(kata, workers, wanted, found, alternates)
+        try_alternates(kata, workers, wanted, found, alternates, work)
     if wanted.mutants:
         try_mutants(kata, workers, wanted, found, work)
     return found
@@ -145,6 +145,11 @@ def reference_and_stub(kata: Kata, workers: Workers, found: Strength, work: Path
         found.troubles.append(f"the stub passes {', '.join(passed)}{red.reason}")
 
 
+def laid(entries: list[Mistake] | list[Alternate], work: Path) -> dict[str, Path]:
+    """A folder for `--impl` of each entry."""
+    return {each.id: catalogue.lay(each.texts, work / each.id) for each in entries}
+
+
 def try_mistakes(
     kata: Kata,
     workers: Workers,
@@ -154,9 +159,10 @@ def try_mistakes(
     alternates: list[Alternate],
     work: Path,
 ) -> None:
-    roots = {m.id: catalogue.lay(m.texts, work / "mistakes" / m.id) for m in mistakes}
+    roots = laid(mistakes, work / "mistakes")
     if not wanted.only:
-        signatures(kata, workers, wanted, found, mistakes, alternates, roots)
+        right = laid(alternates, work / "alternates")
+        signatures(kata, workers, wanted, found, mistakes, roots, right)
     cases = wanted.chosen(mistakes)
 
     def run(warm: Warm, mistake: Mistake) -> KataResult:
@@ -199,12 +205,18 @@ def try_mistakes(
 
 
 def try_alternates(
-    kata: Kata, workers: Workers, wanted: Wanted, found: Strength, alternates: list[Alternate]
+    kata: Kata,
+    workers: Workers,
+    wanted: Wanted,
+    found: Strength,
+    alternates: list[Alternate],
+    work: Path,
 ) -> None:
     cases = wanted.chosen(alternates)
+    roots = laid(cases, work / "alternates")
 
     def run(warm: Warm, alternate: Alternate) -> KataResult:
-        return warm.run(kata, [str(alternate.root), "reference"], transcript=True)
+        return warm.run(kata, [str(roots[alternate.id]), "reference"], transcript=True)
 
     for alternate, result in zip(cases, workers.map(run, cases), strict=True):
         found.alternates += 1
@@ -273,8 +285,8 @@ def signatures(
     wanted: Wanted,
     found: Strength,
     mistakes: list[Mistake],
-    alternates: list[Alternate],
     roots: dict[str, Path],
+    alternates: dict[str, Path],
 ) -> None:
     """What the probes give for the reference, each mistake and each alternate."""
     tolerances = {probe.name: probe.tolerance for probe in diagnosis.probes_of(kata)}
@@ -283,7 +295,7 @@ def signatures(
         return
     cases: list[list[str]] = [["reference"]]
     cases += [[str(roots[mistake.id]), "reference"] for mistake in mistakes]
-    cases += [[str(alternate.root), "reference"] for alternate in alternates]
+    cases += [[str(root), "reference"] for root in alternates.values()]
 
     def run(warm: Warm, impls: list[str]) -> dict[str, Answer | None]:
         with tempfile.TemporaryDirectory(prefix="kata-") as folder:
@@ -302,7 +314,7 @@ def signatures(
     found.troubles += [f"probe {name} raises on the reference: {right[name]}" for name in raised]
     for alternate, answers in zip(alternates, others[len(mistakes) :], strict=True):
         for name in differing(right, answers, tolerances):
-            found.troubles.append(f"probe {name} takes the alternate {alternate.id} for wrong")
+            found.troubles.append(f"probe {name} takes the alternate {alternate} for wrong")
     known: list[dict[str, Any]] = []
     for mistake, answers in zip(mistakes, others, strict=False):
         gives = {name: answers[name] for name in differing(right, answers, tolerances)}
