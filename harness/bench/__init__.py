@@ -10,6 +10,8 @@ import argparse
 import importlib
 import subprocess
 import sys
+from datetime import datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +47,32 @@ def load(args: argparse.Namespace) -> Any:
         UsageError: no such data set.
     """
     overlay.install(overlay.resolve(args.impl or ["mine"], Path.cwd()))
+    return dataset(args.data)
+
+
+def dataset(name: str) -> Any:
+    """A data set by name or path, read by the code that is in force.
+
+    Raises:
+        UsageError: no such data set.
+    """
     from recsys.data.errors import DataError
     from recsys.data.load import load as load_data
 
     try:
-        return load_data(args.data, seed=0)
+        return load_data(name, seed=0)
     except DataError as error:
         raise UsageError(str(error)) from None
+
+
+def installed(package: str) -> str | None:
+    """The version of a peer's package; None if it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def say(text: str) -> None:
+    """How far it is, with the time: what takes hours is watched."""
+    print(f"{datetime.now():%H:%M:%S} {text}", file=sys.stderr, flush=True)

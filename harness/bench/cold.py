@@ -144,7 +144,7 @@ def measure(
     raw = raw.astype(np.float64)
     found: dict[str, dict[str, list[np.ndarray]]] = {}
     for seed in config["splits"]:
-        ratings.say(f"item split {seed}")
+        bench.say(f"item split {seed}")
         split = item_cold_start(dataset, fraction=own["cold_start"]["fraction"], seed=seed)
         table = np.zeros((dataset.num_users, dataset.num_items))
         table[dataset.user[split.train], dataset.item[split.train]] = 1.0

@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from harness import catalog, stubs
+from harness.bench.speed import spread
 from harness.catalog import Kata
 from harness.paths import REFERENCE, ROOT
 
@@ -77,7 +78,7 @@ def loop(katas: list[Kata], rounds: int) -> list[str]:
         base = statistics.median(imports)
         lines = [
             f"median of {rounds} rounds (least to most), seconds; one thread",
-            f"import torch {spread(imports)}, board {spread(boards)}",
+            f"import torch {spread(imports, digits=2)}, board {spread(boards, digits=2)}",
             "",
             "| kata | cold, stub red | x torch | cold, green | x torch | save to red | "
             "save to green | of the cold green |",
@@ -93,12 +94,12 @@ def loop(katas: list[Kata], rounds: int) -> list[str]:
             saves = watch(kata, checkout, env, rounds)
             cells = [
                 kata.id,
-                spread(red),
+                spread(red, digits=2),
                 f"{statistics.median(red) / base:.2f}",
-                spread(green),
+                spread(green, digits=2),
                 f"{statistics.median(green) / base:.2f}",
-                spread(saves["red"]),
-                spread(saves["green"]),
+                spread(saves["red"], digits=2),
+                spread(saves["green"], digits=2),
                 f"{statistics.median(saves['green']) / statistics.median(green):.2f}",
             ]
             lines.append(f"| {' | '.join(cells)} |")
@@ -106,6 +107,7 @@ def loop(katas: list[Kata], rounds: int) -> list[str]:
 
 
 def copy(checkout: Path) -> None:
+    """What a learner's loop needs of this checkout."""
     ignored = shutil.ignore_patterns("__pycache__")
     for name in COPIED:
         source, target = ROOT / name, checkout / name
@@ -117,6 +119,7 @@ def copy(checkout: Path) -> None:
 
 
 def write(kata: Kata, checkout: Path, *, stub: bool) -> None:
+    """Put a kata's stubs, or else the reference, where the learner writes."""
     for file in kata.files:
         right = (REFERENCE / "recsys" / file).read_text("utf-8")
         text = stubs.generate(kata, file) if stub else right
@@ -177,7 +180,3 @@ def watch(kata: Kata, checkout: Path, env: dict[str, str], rounds: int) -> dict[
         for file, text in empty.items():
             (checkout / "src/recsys" / file).write_text(text, encoding="utf-8")
     return seconds
-
-
-def spread(seconds: list[float]) -> str:
-    return f"{statistics.median(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f})"

@@ -41,11 +41,13 @@ class Known:
 
     @classmethod
     def of(cls, dataset: Any, rows: np.ndarray) -> Known:
+        """Rows of a data set, given by their places, which are in order of time."""
         rows = rows[np.argsort(dataset.user[rows], kind="stable")]
         return cls(dataset.user[rows], dataset.item[rows], dataset.num_users, dataset.num_items)
 
     @property
     def seen(self) -> tuple[np.ndarray, np.ndarray]:
+        """Each user's items, as `evaluator.seen_offsets` gives them."""
         return evaluator.seen_offsets(self.user, self.item, self.num_users)
 
     def matrix(self, decay: float = 1.0) -> np.ndarray:
@@ -58,6 +60,7 @@ class Known:
         return table
 
     def sparse(self) -> Any:
+        """(users, items) of scipy, 1 where known."""
         from scipy.sparse import csr_matrix
 
         ones = np.ones(len(self.user), dtype=np.float32)
@@ -96,21 +99,15 @@ class Peer:
 
     def missing(self) -> list[str]:
         """Those of its packages that are not installed."""
-        return [name for name in self.packages if not _version(name)]
+        return [name for name in self.packages if not bench.installed(name)]
 
     def version(self) -> str:
         """Name and version of what it is named for; "" if it is ours."""
-        return f"{self.packages[0]} {_version(self.packages[0])}" if self.packages else ""
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+        return f"{self.packages[0]} {bench.installed(self.packages[0])}" if self.packages else ""
 
 
 def popularity(known: Known, seed: int, settings: Mapping[str, Any]) -> Scores:
+    """How often an item was chosen, the same for everybody."""
     counts = np.bincount(known.item, minlength=known.num_items).astype(np.float32)
     return np.tile(counts, (known.num_users, 1))
 
@@ -144,6 +141,7 @@ def products(model: Any, known: Known) -> Scores:
 
 
 def implicit_als(known: Known, seed: int, settings: Mapping[str, Any]) -> Scores:
+    """iALS (Hu, Koren and Volinsky 2008) of `implicit`."""
     from implicit.als import AlternatingLeastSquares
 
     model = AlternatingLeastSquares(
@@ -158,6 +156,7 @@ def implicit_als(known: Known, seed: int, settings: Mapping[str, Any]) -> Scores
 
 
 def implicit_bpr(known: Known, seed: int, settings: Mapping[str, Any]) -> Scores:
+    """BPR (Rendle et al. 2009) of `implicit`."""
     from implicit.bpr import BayesianPersonalizedRanking
 
     model = BayesianPersonalizedRanking(
@@ -172,6 +171,7 @@ def implicit_bpr(known: Known, seed: int, settings: Mapping[str, Any]) -> Scores
 
 
 def lightfm_warp(known: Known, seed: int, settings: Mapping[str, Any]) -> Scores:
+    """LightFM (Kula 2015) on ids alone, with the WARP loss (Weston et al. 2011)."""
     from lightfm import LightFM
 
     model = LightFM(

@@ -12,12 +12,10 @@ import argparse
 import itertools
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -92,14 +90,6 @@ def resamples(user: np.ndarray, rounds: int = ROUNDS, seed: int = 0) -> np.ndarr
 
 
 @dataclass(frozen=True)
-class Columns:
-    """What models read: features with their columns, (n,) or (n, size) tensors."""
-
-    features: list[Any]
-    values: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class Method:
     """A model that is trained.
 
@@ -113,14 +103,13 @@ class Method:
 
     @property
     def version(self) -> str | None:
-        """Of its package; None if that is not installed."""
-        try:
-            return metadata.version(self.package) if self.package else ""
-        except metadata.PackageNotFoundError:
-            return None
+        """Of its package, "" if it is ours; None if that is not installed."""
+        return bench.installed(self.package) if self.package else ""
 
 
 def ours(cross: bool, deep: bool) -> Callable[[list[Any], Mapping[str, Any]], Any]:
+    """The `RankingModel` of kata 04, with cross layers, a deep part, both or neither."""
+
     def build(features: list[Any], settings: Mapping[str, Any]) -> Any:
         from recsys.models.ranking import RankingModel
 
@@ -190,8 +179,12 @@ METHODS = (
 OURS, MEANS = "DCN", "shrunk means"
 
 
-def make_columns(dataset: Any, table: Any, fitted: np.ndarray, text: Any, seed: int = 0) -> Any:
-    """What models may read, by name: "all", "means" and "ids".
+def make_columns(
+    dataset: Any, table: Any, fitted: np.ndarray, text: Any, seed: int = 0
+) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """What models may read: columns by name, (n,) or (n, size) tensors, and sets of features.
+
+    The sets are "all", "means" and "ids".
 
     Numbers are scaled to mean 0 and deviation 1 over the rows at the places ``fitted``, which is
     what models are trained on. Users without any of these rows have the id 0, and so that its row
@@ -225,7 +218,7 @@ def make_columns(dataset: Any, table: Any, fitted: np.ndarray, text: Any, seed: 
     return values, {"all": every, "means": [Feature("means", "dense", len(names))], "ids": ids}
 
 
-class Bench:
+class Trial:
     """One protocol: its table, and models trained and judged on it."""
 
     def __init__(self, dataset: Any, split: Any, config: Mapping[str, Any], protocol: str, *,
@@ -387,22 +380,22 @@ def measure(
     split = global_time(dataset, **config["split"])
     results, plots = {}, {}
     for protocol in ("frozen", "online"):
-        say(f"{protocol}: features")
-        bench = Bench(dataset, split, config, protocol, text=text, content=content)
-        label = bench.table.like[bench.test]
-        guesses = {MEANS: bench.means()[None, bench.test]}
+        bench.say(f"{protocol}: features")
+        trial = Trial(dataset, split, config, protocol, text=text, content=content)
+        label = trial.table.like[trial.test]
+        guesses = {MEANS: trial.means()[None, trial.test]}
         chosen: dict[str, Any] = {MEANS: {}}
         for method in METHODS:
             if method.version is None or (method.columns == "ids" and protocol == "online"):
                 continue
-            say(f"{protocol}: {method.name}")
-            chosen[method.name] = bench.tune(method)
-            guesses[method.name] = bench.final(method, chosen[method.name], seeds)
-        weight = resamples(bench.table.user[bench.test])
+            bench.say(f"{protocol}: {method.name}")
+            chosen[method.name] = trial.tune(method)
+            guesses[method.name] = trial.final(method, chosen[method.name], seeds)
+        weight = resamples(trial.table.user[trial.test])
         results[protocol] = {
             "rows": len(label),
             "new_users": float(
-                1 - np.isin(bench.table.user[bench.test], bench.table.user[: bench.test[0]]).mean()
+                1 - np.isin(trial.table.user[trial.test], trial.table.user[: trial.test[0]]).mean()
             ),
             "methods": {
                 name: judge(label, guess, guesses[OURS], weight) | {"settings": chosen[name]}
@@ -411,10 +404,6 @@ def measure(
         }
         plots[protocol] = (label, {name: guesses[name] for name in (MEANS, OURS)})
     return results, plots, encoder or "none"
-
-
-def say(text: str) -> None:
-    print(f"{datetime.now():%H:%M:%S} {text}", file=sys.stderr, flush=True)
 
 
 def plot(plots: dict[str, Any], path: Path) -> None:
@@ -448,6 +437,8 @@ def record(
     encoder: str, seconds: float, picture: str,
 ) -> str:
     """The record in Markdown."""
+    import torch
+
     versions = run.versions()
     peers = sorted({f"{m.package} {m.version}" for m in METHODS if m.package and m.version})
     missing = sorted({m.package for m in METHODS if m.package and m.version is None})
@@ -455,9 +446,10 @@ def record(
         "# Rating prediction",
         "",
         f"Written by `{command(args)}` on {datetime.now():%Y-%m-%d}: {platform.machine()}, "
-        f"{os.cpu_count()} cores, {torch_threads()} thread(s), Python {versions['python']}, torch "
-        f"{versions['torch']}, {', '.join(peers) or 'no library installed'}, commit "
-        f"{versions['commit']}, `--impl {' '.join(impl)}`, {seconds:.0f} s. Text: {encoder}.",
+        f"{os.cpu_count()} cores, {torch.get_num_threads()} thread(s), Python "
+        f"{versions['python']}, torch {versions['torch']}, "
+        f"{', '.join(peers) or 'no library installed'}, commit {versions['commit']}, "
+        f"`--impl {' '.join(impl)}`, {seconds:.0f} s. Text: {encoder}.",
         *([f"\nNot installed, so not measured: {', '.join(missing)}."] if missing else []),
         "",
     ]
@@ -492,17 +484,13 @@ def command(args: argparse.Namespace) -> str:
     return " ".join([*parts, *(f"--set {item}" for item in args.set or [])])
 
 
-def torch_threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
-
-
 def spread(values: list[float]) -> str:
+    """Mean (lowest to highest); the mean alone if all are the same."""
     low, high = min(values), max(values)
     middle = f"{sum(values) / len(values):.4f}"
     return middle if low == high else f"{middle} ({low:.4f} to {high:.4f})"
 
 
 def compact(settings: Mapping[str, Any]) -> str:
+    """Settings in a table's cell."""
     return ", ".join(f"{key} {value}" for key, value in settings.items())

@@ -264,7 +264,7 @@ def test_the_split_is_by_time_and_the_test_is_not_fitted(reference):
     config = ratings.run.load_config(ratings.CONFIG, ratings.CONFIG, QUICK)[1]
     split = global_time(dataset, **config["split"])
     content = content_vectors(dataset, None)
-    bench = ratings.Bench(dataset, split, config, "frozen", text=None, content=content)
+    bench = ratings.Trial(dataset, split, config, "frozen", text=None, content=content)
     time = dataset.time[bench.table.rows]
     assert time[bench.train].max() < time[bench.validation].min()
     assert time[bench.validation].max() < time[bench.test].min()
@@ -284,7 +284,7 @@ def test_the_split_is_by_time_and_the_test_is_not_fitted(reference):
     assert (plain != guess(bench.validation)).any()
     with pytest.raises(UsageError, match="7 blocks"):
         config["blocks"] = {"frozen": 7}
-        ratings.Bench(dataset, split, config, "frozen", text=None, content=content)
+        ratings.Trial(dataset, split, config, "frozen", text=None, content=content)
 
 
 def tiny_folder(folder):

@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from harness import bench
 from harness.errors import UsageError
 
 PARTS = {
@@ -52,6 +53,21 @@ def main(args: argparse.Namespace) -> int:
         if args.out:
             keep(Path(args.out), PARTS[part], lines)
     return 0
+
+
+def retrieval_data(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any], Any]:
+    """Data set, split, settings of retrieval and its training examples, as the options ask for."""
+    from harness.run import load_config
+    from recsys import pipeline
+    from recsys.data.splits import make_split
+
+    dataset = bench.dataset(args.data)
+    _, config = load_config(args.config, dataset.name, args.set or [])
+    settings = config["retrieval"] | {"item_features": ["item_id", "genres"]}
+    split = make_split(dataset, config["split"], ties=config["ties"], seed=0)
+    return dataset, split, settings, pipeline.RetrievalData(
+        dataset, split.train, settings, args.device
+    )
 
 
 # --- measuring ------------------------------------------------------------------------------------

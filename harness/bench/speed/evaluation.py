@@ -20,6 +20,7 @@ USERS, ITEMS, K = 6_040, 3_706, 10
 
 
 def measure(args: argparse.Namespace, users: int = USERS, items: int = ITEMS) -> list[str]:
+    """A line for each way from scores or lists to the figure, which has to be the same."""
     from recsys.evaluation import metrics
 
     g = torch.Generator().manual_seed(0)
@@ -80,6 +81,7 @@ def measure(args: argparse.Namespace, users: int = USERS, items: int = ITEMS) ->
 
 
 def pytrec_eval(scores: Any, relevance: Any, target: Any, top: Any) -> dict[str, Callable]:
+    """Its contestants: the metric from dictionaries, and the dictionaries."""
     from pytrec_eval import RelevanceEvaluator
 
     judge = RelevanceEvaluator(

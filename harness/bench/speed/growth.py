@@ -30,6 +30,7 @@ PARTS = ("training epoch", "full ranking", "candidate features")
 
 
 def measure(args: argparse.Namespace) -> list[str]:
+    """A line for each part of a run and what grows."""
     rows = []
     for grows in SIZES:
         points = []

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from harness.bench.speed import in_turns, ratios, spread, table
+from harness.bench.speed import in_turns, ratios, retrieval_data, spread, table
 from harness.cost import is_view
 
 BATCH_SIZES = (1024, 2048)
@@ -83,6 +83,7 @@ def size(x: Tensor) -> int:
 
 
 def count(step: Callable[[], Any]) -> list[Work]:
+    """What a step does, operation by operation."""
     with Counter() as counter:
         step()
     return counter.done
@@ -100,18 +101,12 @@ def launches(x: Tensor) -> None:
 
 
 def measure(args: argparse.Namespace) -> list[str]:
-    from harness.run import load_config
+    """A line for each batch size; on a GPU for each way to run the step."""
     from recsys import pipeline
-    from recsys.data.load import load
-    from recsys.data.splits import make_split
     from recsys.training import loop
 
     device = args.device
-    dataset = load(args.data, seed=0)
-    _, config = load_config(args.config, dataset.name, args.set or [])
-    settings = config["retrieval"] | {"item_features": ["item_id", "genres"]}
-    split = make_split(dataset, config["split"], ties=config["ties"], seed=0)
-    data = pipeline.RetrievalData(dataset, split.train, settings, device)
+    dataset, _, settings, data = retrieval_data(args)
     fit = loop.FitConfig(**settings["fit"])
     rows, notes = [], []
     for batch_size in BATCH_SIZES:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
-from harness.bench.speed import in_turns, ratios, spread, table
+from harness.bench.speed import in_turns, ratios, retrieval_data, spread, table
 
 STEPS = 8  # of a batch, in a round
 RECBOLE = {  # a model, its options, and how many batches: SASRec takes its time
@@ -101,17 +101,11 @@ def loaders(data: Any, examples: int, batch_size: int) -> dict[str, DataLoader]:
 
 
 def measure(args: argparse.Namespace) -> list[str]:
-    from harness.run import load_config
+    """A line for each way to feed the same model, and for RecBole's where it is installed."""
     from recsys import pipeline
-    from recsys.data.load import load
-    from recsys.data.splits import make_split
     from recsys.training import loop
 
-    dataset = load(args.data, seed=0)
-    _, config = load_config(args.config, dataset.name, args.set or [])
-    settings = config["retrieval"] | {"item_features": ["item_id", "genres"]}
-    split = make_split(dataset, config["split"], ties=config["ties"], seed=0)
-    data = pipeline.RetrievalData(dataset, split.train, settings, args.device)
+    dataset, split, settings, data = retrieval_data(args)
     batch_size = settings["fit"]["batch_size"]
     steps = min(STEPS, len(data.positions) // batch_size)
     examples = steps * batch_size
@@ -119,9 +113,8 @@ def measure(args: argparse.Namespace) -> list[str]:
 
     def model() -> tuple[Any, Any]:
         torch.manual_seed(0)
-        return pipeline.build_retrieval(data, settings).to(
-            args.device
-        ).train(), pipeline.retrieval_loss(data, settings)
+        network = pipeline.build_retrieval(data, settings).to(args.device).train()
+        return network, pipeline.retrieval_loss(data, settings)
 
     def ours() -> Callable[[], Any]:
         network, loss = model()
