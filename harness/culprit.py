@@ -94,6 +94,7 @@ class Report:
         return [part.kata for part in self.parts if part.kata not in blamed]
 
     def lines(self) -> list[str]:
+        """What is said of the system, then of each part that is to blame, then of the others."""
         if self.system.green and not self.culprits:
             return ["Nothing to blame: the system is green."]
         lines = [f"The system is red: it {self.system.says}."] if not self.system.green else []
@@ -114,8 +115,8 @@ class Report:
         return lines
 
     def as_json(self) -> dict[str, Any]:
-        """{"green", "says", "culprits": [{"kata", "says", "swapped_is_green"}], "together",
-        "fine", "seconds", "lines"}."""
+        """{"green", "says", "reds", "culprits": [{"kata", "says", "swapped_is_green"}],
+        "together", "fine", "seconds", "lines"}."""
         return {
             "green": self.system.green,
             "says": self.system.says,
@@ -153,6 +154,7 @@ def parts_of(roots: Sequence[Path]) -> list[Kata]:
 
 
 def text_of(file: str, roots: Sequence[Path]) -> bytes | None:
+    """Of the first root that has the file."""
     found = next((r for r in roots if (r / "recsys" / file).is_file()), None)
     return (found / "recsys" / file).read_bytes() if found else None
 
@@ -235,7 +237,10 @@ class Trials:
             ]
             ran = system.run_quality(sides, self.job, self.seed, "cpu", cold=False)
             served = [figures["served"] for figures in ran]
-            return system.speed(*sides, self.job, "cpu", served, what=self.what, rounds=rounds)
+            mine, theirs = sides
+            return system.speed(
+                mine, theirs, self.job, "cpu", served, what=self.what, rounds=rounds
+            )
 
     def outcome(self, roots: Sequence[Path]) -> Outcome:
         """How these roots do beside the reference."""
@@ -258,6 +263,7 @@ class Trials:
         return self.known[key]
 
     def map(self, work: Callable[[Any], Outcome], cases: Sequence[Any]) -> list[Outcome]:
+        """The outcomes of `work` on some cases, as many at once as there are processes."""
         with ThreadPoolExecutor(self.jobs) as pool:
             return list(pool.map(work, cases))
 
@@ -287,7 +293,7 @@ def find(trials: Trials, roots: Sequence[Path], *, both_ways: bool = True) -> Re
             report.parts[parts.index(kata)].without = outcome
         if blamed:
             report.rest = trials.of(roots, [kata for kata in parts if kata not in blamed])
-        if not blamed:
+        else:
             report.together = pairs(trials, roots, parts, report)
     report.seconds = time.monotonic() - begin
     return report

@@ -49,10 +49,10 @@ class Guard:
                 where = f"{owner.__name__}.{name}"
                 found.append((f"{where} was replaced", "test tools that stay as they are"))
         for name, (read, write) in settings().items():
-            before, now = self.settings.get(name), read()
-            if name in self.settings and now != before:
-                write(before)
-                found.append((f"{name} is {now} after the rung", f"{before}, as before"))
+            was, now = self.settings.get(name), read()
+            if name in self.settings and now != was:
+                write(was)
+                found.append((f"{name} is {now} after the rung", f"{was}, as before"))
         until = time.monotonic() + GRACE
         while (left := set(learner_threads()) - self.threads) and time.monotonic() < until:
             time.sleep(0.01)
