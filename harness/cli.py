@@ -356,7 +356,7 @@ GROUPS = {
     "Now and then": [
         Command("test", "harness.runner", "Run katas and record how they went", test_arguments),
         Command("review", "harness.review", "What a reviewer would say of your code", review),
-        Command("guide", "harness.guide", "A kata's guide", one_kata),
+        Command("guide", "harness.guide", "A kata's guide; 00 is the overview", one_kata),
         Command(
             "solution",
             "harness.solution",
@@ -376,7 +376,7 @@ GROUPS = {
         Command(
             "culprit", "harness.culprit", "Which part costs the system what", culprit_arguments
         ),
-        Command("bench", "harness.bench", "How fast things are", bench_arguments),
+        Command("bench", "harness.bench", "How fast and how good things are", bench_arguments),
         Command("data", "harness.data", "Fetch a data set and check it", data_arguments),
         Command("doctor", "harness.doctor", "What this machine can do, and what is missing"),
     ],

@@ -172,6 +172,7 @@ def layers_of(names: Sequence[str], cwd: Path) -> list[Path | None]:
 
 
 def is_word(name: str) -> bool:
+    """Whether `--impl` has a meaning for it; else it is a folder."""
     return name in ("src", "mine", "reference")
 
 
@@ -264,6 +265,7 @@ def workplace() -> Iterator[Path]:
 
 
 def end(process: int) -> None:
+    """Kill a child, if it is there, and wait for it."""
     try:
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
@@ -471,6 +473,7 @@ def summary(verdict: Verdict, reference: upstream.Reference) -> list[str]:
 
 
 def as_json(verdict: Verdict, reference: upstream.Reference) -> dict[str, Any]:
+    """The verdict for programs; docs/gate.md shows one."""
     result = verdict.result
     assert result is not None
     return {

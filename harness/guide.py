@@ -35,4 +35,5 @@ def main(args: argparse.Namespace) -> int:
 
 
 def file_of(kata: Kata) -> Path:
+    """Where its guide is, or would be."""
     return GUIDES / f"{kata.id.replace('_', '-')}.md"

@@ -19,7 +19,7 @@ import numpy as np
 
 from harness import encoders, evaluator, load, memory, message, overlay, report
 from harness.errors import LearnerError, UsageError
-from harness.paths import ROOT, STATE
+from harness.paths import CONFIGS, ROOT, STATE
 from harness.phases import Phases
 from harness.progress import Reporter
 
@@ -304,16 +304,15 @@ def load_config(
     """
     import yaml
 
-    folder = ROOT / "configs"
     if name is None:
-        path = folder / f"{dataset}.yaml"
-        path = path if path.exists() else folder / "default.yaml"
+        path = CONFIGS / f"{dataset}.yaml"
+        path = path if path.exists() else CONFIGS / "default.yaml"
     else:
         path = Path(name)
         if not path.exists():
-            path = folder / f"{name}.yaml"
+            path = CONFIGS / f"{name}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+        known = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.yaml")))
         raise UsageError(f"--config takes a YAML file or one of {known}; {name!r} is neither")
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))

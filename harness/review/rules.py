@@ -43,6 +43,7 @@ class Source:
                 self.parent[child] = node
 
     def all(self, *kinds: type[Node]) -> Iterator[Node]:
+        """All nodes of some kinds."""
         return (node for node in ast.walk(self.tree) if isinstance(node, kinds))
 
     def calls(self, *names: str) -> Iterator[ast.Call]:
@@ -52,14 +53,17 @@ class Source:
                 yield node
 
     def calls_in(self, node: ast.AST) -> Iterator[ast.Call]:
+        """All calls within a node."""
         return (each for each in ast.walk(node) if isinstance(each, ast.Call))
 
     def above(self, node: ast.AST) -> Iterator[ast.AST]:
+        """What a node stands in, from the inside out."""
         while node in self.parent:
             node = self.parent[node]
             yield node
 
     def function(self, node: ast.AST) -> Function | None:
+        """The innermost function that a node stands in."""
         return next((up for up in self.above(node) if isinstance(up, FUNCTIONS)), None)
 
     def own(self, scope: ast.AST, kind: type[Node]) -> Iterator[Node]:
@@ -68,6 +72,7 @@ class Source:
         return (n for n in ast.walk(scope) if isinstance(n, kind) and self.function(n) is inner)
 
     def functions(self) -> Iterator[Function]:
+        """All functions, methods and inner ones included."""
         return self.all(*FUNCTIONS)
 
 
@@ -75,6 +80,8 @@ RULES: list[Rule] = []
 
 
 def rule(why: str, read: str) -> Callable[[Callable[[Source], Said]], Callable[[Source], Said]]:
+    """Makes a function a rule that is called like it, with dashes."""
+
     def add(find: Callable[[Source], Said]) -> Callable[[Source], Said]:
         RULES.append(Rule(find.__name__.replace("_", "-"), why, read, find))
         return find
@@ -106,10 +113,12 @@ def dotted(node: ast.AST) -> str:
 
 
 def matches(name: str, names: tuple[str, ...]) -> bool:
+    """Whether a dotted name is one of `names` or ends in one."""
     return any(name == each or name.endswith(f".{each}") for each in names)
 
 
 def called(node: ast.AST | None, *names: str) -> TypeGuard[ast.Call]:
+    """Whether this is a call of one of `names`."""
     return isinstance(node, ast.Call) and matches(dotted(node.func), names)
 
 
@@ -127,6 +136,7 @@ def inside(node: ast.AST, *names: str) -> bool:
 
 
 def text_of(node: ast.AST) -> str:
+    """Its source in a line of at most 60 characters."""
     text = " ".join(ast.unparse(node).split())
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -149,9 +159,8 @@ def first_layer(loop: ast.AST) -> ast.Call | None:
     """A call of torch.nn.functional in a loop's body."""
     body = loop.body if isinstance(loop, ast.For) else [loop]
     calls = (n for part in body for n in ast.walk(part) if isinstance(n, ast.Call))
-    return next(
-        (c for c in calls if dotted(c.func).startswith(("torch.nn.functional.", "F."))), None
-    )
+    layers = ("torch.nn.functional.", "F.")
+    return next((call for call in calls if dotted(call.func).startswith(layers)), None)
 
 
 def trains(loop: ast.AST) -> bool:
@@ -466,7 +475,7 @@ def made_on_the_cpu(source: Source) -> Said:
 @rule(
     "one small operation for each row: the overhead of a few microseconds times the batch, where "
     "one operation would do all rows",
-    "torch.gather, scatter, index_add, einsum; DESIGN, section 8",
+    "torch.gather, scatter, index_add, einsum",
 )
 def loop_over_rows(source: Source) -> Said:
     """for i in range(len(x)) with x[i] in it, x a tensor; for n in lengths.tolist(): F.pool(...)"""
@@ -495,9 +504,9 @@ def loop_over_rows(source: Source) -> Said:
 
 
 @rule(
-    "on tensors of this size a loader that fetches single samples is 50 times slower than indexing "
-    "a tensor with a permutation on the device",
-    "DESIGN, section 8; torch.randperm",
+    "on tensors of this size a loader that fetches single samples is 20 to 160 times slower than "
+    "indexing a tensor with a permutation on the device",
+    "docs/benchmarks/speed.md; torch.randperm",
 )
 def sample_loader(source: Source) -> Said:
     """DataLoader."""
@@ -620,7 +629,7 @@ def blocking_in_async(source: Source) -> Said:
 @rule(
     "a timer delays each lonely request by its whole length; a greedy drain of the queue costs "
     "nothing when there is nothing to wait for",
-    "DESIGN, section 8; Crankshaw et al. 2017, Clipper, adaptive batching",
+    "Crankshaw et al. 2017, Clipper, adaptive batching",
 )
 def batching_timer(source: Source) -> Said:
     """await asyncio.sleep(0.002) before a batch."""

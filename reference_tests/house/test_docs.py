@@ -11,11 +11,10 @@ from xml.etree import ElementTree
 import pytest
 
 from harness import catalog, cli, stubs
-from harness.guide import file_of
+from harness.guide import GUIDES, file_of
 from harness.paths import REFERENCE, ROOT, SRC
 from reference_tests import pictures
 
-GUIDES = ROOT / "docs/guides"
 COMMAND = re.compile(r"(\./|python )?kata( (?!\d)|$)|(\.venv/bin/)?(pytest |python -m )")
 IGNORED = {".venv", ".kata", "runs", "node_modules", "progress", ".tox"}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)

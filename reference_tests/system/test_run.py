@@ -18,7 +18,7 @@ QUICK = [
     "compile.measure=false",
     "serving.requests=40",
 ]
-KEYS = {  # DESIGN, the fixed keys of report.json
+KEYS = {  # of report.json: other programs read them, so none goes away
     "data": ["name", "users", "items", "interactions", "split", "ties"],
     "baselines": ["popularity"],
     "retrieval": [
