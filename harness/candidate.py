@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,8 @@ from harness import message, overlay
 
 STAGES = ("retrieval", "final")
 SERVED = 10  # items asked of the recommender for each user
+TRAINING = "/recsys/training/"  # the files whose contracts leave no wait in a step
+COUNTING = 300.0  # seconds, of a wrapped run on a busy machine
 
 
 def save(path: Path, dataset: Any, parts: dict[str, Any]) -> None:
@@ -122,10 +125,17 @@ class Candidate:
         from recsys.models.text import load_encoder
 
         retrieval = settings["retrieval"]
-        data = pipeline.RetrievalData(dataset, split.train, retrieval, where)
 
-        def step(epochs: int = 1) -> None:
-            pipeline.train_retrieval(data, retrieval, seed=0, device=where, epochs=epochs)
+        batch_size = retrieval["fit"]["batch_size"]
+        few = split.train[: 5 * batch_size]  # are enough to count
+
+        def training(epochs: int, device: torch.device, rows: Any = few) -> Callable[[], None]:
+            data = pipeline.RetrievalData(dataset, rows, retrieval, device)
+
+            def train() -> None:
+                pipeline.train_retrieval(data, retrieval, seed=0, device=device, epochs=epochs)
+
+            return train
 
         draw = torch.Generator().manual_seed(0)
         scores = torch.randn(256, 4000, generator=draw).to(where)
@@ -142,10 +152,16 @@ class Candidate:
 
         encoder = load_encoder(settings["text"]["encoder"], device=where)
         texts = item_texts(dataset)
-        self.timed = {"step": step, "evaluate": evaluate, "encode": lambda: encoder.encode(texts)}
+        self.training = training
+        positions = pipeline.RetrievalData(dataset, few, retrieval, where).positions
+        self.steps = max(1, len(positions) // batch_size)  # of an epoch on few rows
+        self.timed = {
+            "step": training(1, where, split.train),
+            "evaluate": evaluate,
+            "encode": lambda: encoder.encode(texts),
+        }
         self.service = contextlib.ExitStack()
         address = self.service.enter_context(clients.running(create_app(self.recommender)))
-        self.steps = max(1, len(data.positions) // retrieval["fit"]["batch_size"])
         for work in self.timed.values():
             work()
         return int(address.rpartition(":")[2])
@@ -165,18 +181,40 @@ class Candidate:
         torch.cuda.synchronize()
         return first.elapsed_time(last) / 1000
 
-    def count(self) -> dict[str, Any]:
-        """Dispatched operations and synchronisations of a training step, and where they are."""
-        from harness import cost
+    def count(self, device: str) -> dict[str, Any]:
+        """Dispatched operations and synchronisations of a training step, and where they are.
 
-        one, two = (cost.count(partial(self.timed["step"], n)) for n in (1, 2))
+        Without a GPU a device that is not there stands in for one: what right code looks at only
+        where it is on the CPU is no wait. `wrong` is what would fail there, `unknown` why nothing
+        is known of it (the counts are the CPU's then).
+        """
+        import torch
+
+        from harness import cost, devices
+
+        wrong = unknown = ""
+        if device == "cpu":
+            ran = [devices.other_device_findings(partial(self.training, n), seconds=COUNTING)
+                   for n in (1, 2)]  # fmt: skip
+            wrong = next((found.text for run in ran for found in run.findings), "")
+            unknown = next((run.inconclusive for run in ran if run.inconclusive), "")
+            one, two = (run.cost for run in ran)
+        if device != "cpu" or wrong or unknown:
+            where = torch.device(device)
+            one, two = (cost.count(self.training(n, where)) for n in (1, 2))
         more = two.by_place
         more.subtract(one.by_place)
         place = max(more, key=lambda each: (each is not None, more[each]), default=None)
+        waits = Counter(two.sync_places)
+        waits.subtract(Counter(one.sync_places))
+        inside = sum(n for p, n in waits.items() if p is not None and TRAINING in p.file)
         return {
             "operations": (two.operations - one.operations) / self.steps,
-            "syncs": (len(two.syncs) - len(one.syncs)) / self.steps,
+            "syncs": sum(waits.values()) / self.steps,
+            "loop_syncs": inside / self.steps,
             "most": [message.shown(place.file), place.line, place.function] if place else None,
+            "wrong": wrong,
+            "unknown": unknown,
         }
 
     def speedup(self, device: str) -> float:

@@ -37,7 +37,8 @@ SERVICE = "service"
 RATIO = 1.5  # of the reference's CPU time (on a GPU: the device's time)
 SPEEDUP = 0.8  # of the reference's, compiled over eager, on a GPU
 OPERATIONS = 3.0  # of the reference's in a training step
-SYNCS = 0.5  # more in a training step: one in every step is 1
+SYNCS = 0.5  # more in a step of training/, which needs none: one in every step is 1
+LOOKS = 8  # more in a step elsewhere: a right lookup may ask for a size
 OTHERS = 0.01  # of the users: an index sums in another order, and may swap two near-equal items
 REQUESTS = 80  # in a round of the service
 FIGURES = {
@@ -467,21 +468,33 @@ def speed(
         findings.append(Finding(f"speed_{name}", says, ratio <= RATIO, detail))
     if "step" not in what:
         return findings
-    own, reference = (each.ask("count") for each in sides)
+    own, reference = (each.ask("count", device=device) for each in sides)
     place = f", most in {':'.join(map(str, own['most'][:2]))}" if own["most"] else ""
     says = f"a training step has {own['operations']:.0f} operations, the reference's "
     says += f"{reference['operations']:.0f}{place}"
     good = own["operations"] <= OPERATIONS * reference["operations"]
     findings.append(Finding("launches", says, good, {"mine": own, "reference": reference}))
-    says = f"a training step waits {own['syncs']:.2f} times for the device, the reference's "
-    says += f"{reference['syncs']:.2f} times"
-    findings.append(Finding("syncs", says, own["syncs"] <= reference["syncs"] + SYNCS, {}))
+    findings.append(waits(own, reference))
     if device == "cpu":
         says = "not run: a compiler's gain is decided on a GPU, and there is none"
         return [*findings, Finding("compiled", says, None)]
     own, reference = (each.ask("speedup", device=device) for each in sides)
     says = f"compiled the cross network is {own:.2f} times as fast, the reference's {reference:.2f}"
     return [*findings, Finding("compiled", says, own >= SPEEDUP * reference, {})]
+
+
+def waits(own: dict[str, Any], reference: dict[str, Any]) -> Finding:
+    """How often a training step waits for the device, as `Candidate.count` has it."""
+    if own["wrong"]:
+        return Finding("syncs", f"on a GPU training would fail: {own['wrong']}", False)
+    if own["unknown"]:
+        return Finding("syncs", f"not run: waits of a training step: {own['unknown']}", None)
+    says = f"a training step waits {own['syncs']:.2f} times for the device, "
+    says += f"{own['loop_syncs']:.2f} of them in training/; "
+    says += f"the reference's {reference['syncs']:.2f} and {reference['loop_syncs']:.2f}"
+    good = own["loop_syncs"] <= reference["loop_syncs"] + SYNCS
+    good = good and own["syncs"] <= reference["syncs"] + LOOKS
+    return Finding("syncs", says, good, {})
 
 
 def cost(side: Side, what: str, port: int, wanted: dict[int, list[int]], device: str) -> float:

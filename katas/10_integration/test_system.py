@@ -74,5 +74,5 @@ def test_nothing_costs_half_as_much_again_as_the_reference():
 
 @rung(hint="Count what happens in a step that could happen once an epoch.", seconds=900)
 def test_a_training_step_has_no_needless_operations_or_waits():
-    """A step waits for the device as seldom as the reference's, with at most 3 times the calls."""
+    """At most 3 times the reference's operations, and no further wait in each step of the loop."""
     hold(["launches", "syncs"])

@@ -15,7 +15,7 @@ import random
 import re
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import date
 from itertools import zip_longest
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import catalog, culprit, system
+from harness.errors import UsageError
 from harness.paths import REFERENCE, ROOT, SRC
 from reference_tests.strength import catalogue
 
@@ -64,11 +65,7 @@ MISTAKES = {
     ),
     "07_compile": ("eager-is-the-default", "gradients-are-cleared"),
 }
-# Right by their kata's spec, and by design above the allowed cost: whole catalogues are sorted.
-DEAR = {
-    "06_ndcg": ("counting", "loops_over_places", "numpy_lexsort", "roc_curve", "sort_twice"),
-}
-MIXES = ("mix 1", "mix 2", "mix 3")  # of alternates without these
+MIXES = ("mix 1", "mix 2", "mix 3")  # of alternates that are green alone
 ANY = ("any 1", "any 2", "any 3")  # of all alternates
 GROUPS = {  # what is red -> the rung of test_system.py that says so
     "popularity": "beats popular items",
@@ -104,7 +101,7 @@ def main(args: argparse.Namespace) -> int:
         del rows[name]
     missing = [name for name in names() if name not in rows and args.only in name]
     if missing and not args.render:
-        with Bench() as bench:
+        with Bench(rows) as bench:
             for name in missing:
                 if time.monotonic() - begin > 60 * args.minutes:
                     break
@@ -120,7 +117,18 @@ def main(args: argparse.Namespace) -> int:
 def names() -> list[str]:
     rows = [[f"{kata}/{mistake}" for mistake in some] for kata, some in MISTAKES.items()]
     turns = zip_longest(*rows)  # of each kata in turn: a table that is not finished shows all
-    return ["reference", *MIXES, *ANY, *(name for turn in turns for name in turn if name)]
+    mistakes = [name for turn in turns for name in turn if name]
+    # mixes are drawn from what is green alone, and mistakes lie among a mix
+    return ["reference", *singles(), *MIXES, *ANY, *mistakes]
+
+
+def singles() -> list[str]:
+    """Rows of a single alternate among the reference's parts: kata:name."""
+    return [f"{kata.id}:{found.id}" for kata in core() for found in catalogue.alternates_of(kata)]
+
+
+def core() -> list[catalog.Kata]:
+    return [kata for kata in catalog.load() if kata.track == "core"]
 
 
 def stored() -> dict[str, Any]:
@@ -137,7 +145,14 @@ def keep(rows: dict[str, Any]) -> None:
 
 
 class Bench:
-    """Verdicts and culprits, with what all rows share made once."""
+    """Verdicts and culprits, with what all rows share made once.
+
+    Args:
+        rows: those that are measured already; mixes are drawn by them.
+    """
+
+    def __init__(self, rows: Mapping[str, Any]) -> None:
+        self.rows = rows
 
     def __enter__(self) -> Bench:
         self.place = tempfile.TemporaryDirectory(prefix="kata-integration-")
@@ -169,7 +184,7 @@ class Bench:
                 place = Path(tempfile.mkdtemp(dir=self.folder))
                 what = [*system.WORK, system.SERVICE]
                 with culprit.Trials(self.job, place, what=what) as trials:
-                    made.findings += trials.costs(roots, system.ROUNDS)
+                    made.findings += trials.costs(roots)
         except (system.CandidateError, system.Unfit) as error:
             made.findings.append(system.failed("runs", error))
         made.seconds = time.monotonic() - begin
@@ -183,10 +198,11 @@ class Bench:
             text = mistake_of(kata, mistake).texts
             roots = [catalogue.lay(text, self.folder / name.replace("/", "-"))]
         elif name != "reference":
-            alternates = mix(name)
+            alternates = dict([name.split(":")]) if ":" in name else mix(name, self.rows)
             roots = self.roots_of(alternates)
         whole = [*roots, REFERENCE, SRC]
-        found = self.verdict(whole) if mistake else system.verdict(whole)
+        one = len(roots) == 1
+        found = self.verdict(whole) if one else system.verdict(whole)
         named = self.culprit(kata, roots, found) if mistake and not found.green else None
         return {
             "alternates": alternates,
@@ -227,7 +243,7 @@ class Bench:
         All are, unless only costs are red: each trial takes long then, and one other part has to
         do.
         """
-        others = mix("mix 1")
+        others = mix("mix 1", self.rows)
         others.pop(kata, None)
         with ExitStack() as stack:
             if all(GROUPS.get(finding.name) in COSTS for finding in found.reds):
@@ -267,15 +283,21 @@ def completed(kata: catalog.Kata, alternate: catalogue.Alternate) -> dict[str, s
     return texts
 
 
-def mix(name: str) -> dict[str, str]:
-    """For each core kata a drawn alternate: kata -> its name."""
+def mix(name: str, rows: Mapping[str, Any]) -> dict[str, str]:
+    """For each core kata a drawn alternate, kata -> its name; for a "mix" of those green alone."""
     drawn = {}
-    for kata in (kata for kata in catalog.load() if kata.track == "core"):
-        left_out = () if name in ANY else DEAR.get(kata.id, ())
-        some = [a.id for a in catalogue.alternates_of(kata) if a.id not in left_out]
-        if some:
-            drawn[kata.id] = random.Random(f"{name.split()[1]} {kata.id}").choice(some)
+    for kata in core():
+        some = [found.id for found in catalogue.alternates_of(kata)]
+        if name not in ANY:
+            some = [each for each in some if green(f"{kata.id}:{each}", rows)]
+        drawn[kata.id] = random.Random(f"{name.split()[1]} {kata.id}").choice(some)
     return drawn
+
+
+def green(name: str, rows: Mapping[str, Any]) -> bool:
+    if name not in rows:
+        raise UsageError(f"a mix is drawn from what is green alone: measure {name} first")
+    return rows[name]["verdict"] == "green"
 
 
 # --- the page -------------------------------------------------------------------------------------
@@ -307,11 +329,13 @@ does not run those: a green system does not say that all its parts are right.
 RIGHT = """
 ## Right systems
 
-Mixes have a drawn alternate in each module: right by its spec, and not written to be fast. None is
-red for a figure. Where one is red it is for what it costs, which this kata asks and the others do
-not: who writes a right and slow part has to mend that here. Alternates of {kata} that sort whole
-catalogues or loop are left out of "mix", not of "any":
-{dear}.
+Alternates are right by their kata's spec, and were not written to be fast. None is red here for a
+figure; {red} of {all} are red, each among the reference's parts, for what they cost, which this
+kata asks and the others do not: who writes a right and slow part has to mend that here.
+
+"""
+MIXED = """
+A "mix" has in each module an alternate drawn from those that are green alone, "any" from all.
 
 """
 
@@ -372,12 +396,19 @@ def margins() -> dict[str, Any]:
 
 
 def right_systems(rows: dict[str, Any]) -> str:
-    dear = ", ".join(name for names in DEAR.values() for name in names)
-    text = RIGHT.format(kata=" and ".join(DEAR), dear=dear)
+    single = {name: row for name, row in rows.items() if ":" in name}
+    red = {name: row for name, row in single.items() if row["verdict"] == "red"}
+    text = RIGHT.format(red=len(red), all=len(single))
+    text += "| kata | alternate | moved |\n| --- | --- | --- |\n"
+    for name, row in sorted(red.items()):
+        kata, _, alternate = name.partition(":")
+        text += f"| {kata[:2]} | {alternate} | {'; '.join(moved(row))} |\n"
+    text += MIXED
     text += "| system | moved | dearest | verdict |\n| --- | --- | --- | --- |\n"
-    for name, row in rows.items():
-        if "/" in name:
+    for name in ("reference", *MIXES, *ANY):
+        if name not in rows:
             continue
+        row = rows[name]
         parts = ", ".join(f"{kata[:2]} {which}" for kata, which in row["alternates"].items())
         what, ratio = max(row["costs"].items(), key=lambda each: each[1], default=("-", 0.0))
         cells = [f"{name}: {parts}" if parts else f"the {name} against itself"]
@@ -404,7 +435,8 @@ margins of other worlds ({alarms["folds"]} folds).
 
 
 def times(rows: dict[str, Any]) -> str:
-    seconds = sorted(row["seconds"] for name, row in rows.items() if "/" not in name)
+    whole = [name for name in ("reference", *MIXES, *ANY) if name in rows]
+    seconds = sorted(rows[name]["seconds"] for name in whole)
     made = sorted({row["made"] for row in rows.values()})
     if not seconds:
         return ""

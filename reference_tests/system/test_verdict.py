@@ -7,8 +7,10 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from harness import system
+from harness.candidate import Candidate
 from harness.paths import REFERENCE, SRC
 
 
@@ -138,3 +140,54 @@ def test_a_service_that_answers_other_items_is_found():
     asyncio.run(asked({0: items[0], 1: [8, 3, 1]}))  # two near-equal items may change places
     with pytest.raises(system.Unfit, match="answers 2 of 3 users otherwise"):
         asyncio.run(asked({0: [7, 9, 4], 1: [8, 3, 1], 2: items[2]}))
+
+
+# --- waits for the device -------------------------------------------------------------------------
+
+
+def counted(step):
+    """What `Candidate.count` makes of `step(device)`, four times an epoch."""
+    side = Candidate()
+    side.steps = 4
+
+    def training(epochs, device):
+        x = torch.ones(3, device=device)
+
+        def train():
+            for _ in range(4 * epochs):
+                step(x)
+
+        return train
+
+    side.training = training
+    return side.count("cpu")
+
+
+def test_a_look_on_the_cpu_only_is_no_wait():
+    """Where a value is on the CPU anyway, right code may look at it."""
+    assert counted(lambda x: x.device.type == "cpu" and x.sum().item())["syncs"] == 0
+    assert counted(lambda x: (x.sum().item(), x.tolist()))["syncs"] == 2
+
+
+def test_what_would_fail_on_a_gpu_is_found():
+    found = counted(lambda x: x + torch.arange(3))
+    assert found["wrong"].startswith("add mixed a tensor on the device")
+    assert found["operations"] == 2  # as on the CPU
+    assert system.waits(found, counted(lambda x: x + 1)).good is False
+
+
+def test_what_the_stand_in_cannot_do_is_not_run():
+    def step(x):
+        if x.device.type != "cpu":
+            raise NotImplementedError("not there")
+
+    found = system.waits(counted(step), counted(lambda x: x + 1))
+    assert found.good is None and found.says.startswith("not run") and "not there" in found.says
+
+
+def test_a_wait_in_each_step_of_the_loop_is_one_too_many():
+    few = {"syncs": 0.1, "loop_syncs": 0.1, "wrong": "", "unknown": ""}
+    assert system.waits(few, few).good
+    assert system.waits(few | {"syncs": 4.1}, few).good  # lookups that ask for a size
+    assert not system.waits(few | {"syncs": 1.1, "loop_syncs": 1.1}, few).good
+    assert not system.waits(few | {"syncs": 30.1}, few).good
