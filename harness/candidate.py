@@ -2,9 +2,9 @@
 
     python -m harness.candidate ROOT...
 
-reads requests from its standard input, one JSON object a line, and answers each with a line (see
-`HANDLERS`). The process that asks is `harness/system.py`. What may be judged is written as arrays;
-nothing of it is trusted there, and no test row was ever here.
+reads requests from its standard input, one JSON object a line, and answers each with a line: each
+method of `Candidate` is a request. The process that asks is `harness/system.py`. What may be judged
+is written as arrays; nothing of it is trusted there, and no test row was ever here.
 """
 
 from __future__ import annotations
@@ -276,9 +276,6 @@ def silent(stage: str, tag: str, value: float, step: int) -> None:
 
 # --- the process ----------------------------------------------------------------------------------
 
-HANDLERS = ("quality", "prepare", "time", "count", "speedup")
-
-
 def answered(call: Callable[[], Any]) -> dict[str, Any]:
     """What came of a call: its value, or the error in words and the learner's line."""
     try:
@@ -301,6 +298,7 @@ def once(roots: Sequence[str], request: dict[str, Any], answer: str) -> int:
 
 
 def install(roots: Sequence[str]) -> None:
+    """`recsys` from these roots, on one thread."""
     import torch
 
     torch.set_num_threads(1)  # more threads only wait for each other at this size
