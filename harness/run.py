@@ -9,7 +9,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -80,6 +80,10 @@ def execute(
         with phases("load"):
             dataset = load_data(data, seed=seed, progress=reporter.download)
         config_path, config = load_config(config_name, dataset.name, overrides)
+        if lacking := lacks(config):
+            raise UsageError(
+                f"{config_path} lacks {', '.join(lacking)}: a run needs the keys of default.yaml"
+            )
         written = copy.deepcopy(config)  # as the file says, for the report
         reporter.track({**written, "data": dataset.name, "seed": seed}, out.name)
         encoder = use_encoder(config)
@@ -329,6 +333,21 @@ def load_config(
                              f"retrieval.fit.epochs=5; not {override!r}")
         node[last] = yaml.safe_load(value)
     return path, config
+
+
+def lacks(config: dict[str, Any]) -> list[str]:
+    """The keys of `configs/default.yaml` that are not there: found before hours of training."""
+    import yaml
+
+    def below(whole: dict[str, Any], part: Any, path: str) -> Iterator[str]:
+        for key, value in whole.items():
+            if not isinstance(part, dict) or key not in part:
+                yield path + key
+            elif isinstance(value, dict) and key != "weights":  # whose parts are free
+                yield from below(value, part[key], f"{path}{key}.")
+
+    whole = yaml.safe_load((CONFIGS / "default.yaml").read_text(encoding="utf-8"))
+    return list(below(whole, config, ""))
 
 
 def resolve_device(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -134,6 +135,29 @@ def test_wrong_use_is_told_in_a_sentence(arguments, words, tmp_path):
     assert done.returncode == 2, done.stderr
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["default", "synthetic", "ml-100k", "ml-latest-small", "ml-1m", "ml-1m-sequence"],
+)
+def test_every_configuration_of_a_run_is_whole(name):
+    from harness.run import lacks, load_config
+
+    _, config = load_config(name, "", [])
+    assert lacks(config) == []
+    del config["cold_start"]["factors"], config["serving"]
+    assert lacks(config) == ["cold_start.factors", "serving"]
+
+
+def test_a_configuration_that_lacks_a_key_is_refused_before_the_training(tmp_path):
+    whole = (ROOT / "configs" / "synthetic.yaml").read_text(encoding="utf-8")
+    part = tmp_path / "part.yaml"
+    part.write_text(re.sub(r"(?m)^  factors:.*\n", "", whole), encoding="utf-8")
+    done = run("--out", tmp_path / "out", "--config", part)
+    assert done.returncode == 2, done.stderr
+    assert "part.yaml lacks cold_start.factors: a run needs" in done.stderr
+    assert "train" not in done.stdout
 
 
 def test_a_stub_is_told_where_to_write(tmp_path):
