@@ -30,7 +30,8 @@ class RetrievalData:
     Args:
         rows: interactions to learn from, sorted by user and time: nothing here, counts included,
             knows any other row.
-        text: (num_items, W) text vectors, or None.
+        text: (num_items, W) text vectors, or None; an item's feature "text".
+        config: names the ``user_features`` and ``item_features`` that the towers read.
 
     Attributes:
         users, items: columns of user and item features, one row per user or item index.
@@ -59,7 +60,10 @@ class RetrievalData:
         )
 
     def user_batch(self, user: Tensor, history: Tensor) -> dict[str, Tensor]:
-        """Users by index, as they are with a history (B, L) of item index + 1."""
+        """Users by index, as they are with a history (B, L) of item index + 1.
+
+        Of a longer history the first ``max_history`` places are read.
+        """
         raise NotImplementedError(
             "kata 10: write RetrievalData.user_batch in src/recsys/pipeline.py"
         )
@@ -84,7 +88,8 @@ def retrieval_loss(
 ) -> Callable[[nn.Module, Mapping[str, Tensor]], Tensor]:
     """The loss of a training batch: sampled over the batch, or over the whole catalogue.
 
-    With the attention tower: at every place, over the catalogue or a sample of it.
+    With the attention tower: ``next_item_loss`` of every place, over the catalogue or over
+    ``sampled`` items, drawn by their probabilities as targets.
     """
     raise NotImplementedError("kata 10: write retrieval_loss in src/recsys/pipeline.py")
 
@@ -96,7 +101,7 @@ class Requests:
     Attributes:
         sequences: the users' items. user: (R,) user indices.
         end: (R,) places in the sequences: what lies before is known, nothing else.
-        time: (R,) seconds.
+        time: (R,) int64 seconds.
     """
 
     sequences: Sequences
@@ -117,7 +122,7 @@ class Requests:
 
 
 def requests_after_all(dataset: Dataset, data: RetrievalData) -> Requests:
-    """One request for each user, in order, after all of their rows."""
+    """One request for each user, in order, after all of their rows, at the time of the last."""
     raise NotImplementedError("kata 10: write requests_after_all in src/recsys/pipeline.py")
 
 
@@ -125,7 +130,10 @@ def requests_after_all(dataset: Dataset, data: RetrievalData) -> Requests:
 def retrieve(
     model: TwoTower, data: RetrievalData, requests: Requests, *, k: int, chunk_size: int
 ) -> tuple[Tensor, Tensor]:
-    """The k best items of each request that its user has not seen: (R, k) items and scores."""
+    """The k best items of each request that its user has not seen: (R, k) items and scores.
+
+    At most ``chunk_size`` requests are encoded and scored at a time.
+    """
     raise NotImplementedError("kata 10: write retrieve in src/recsys/pipeline.py")
 
 
@@ -142,8 +150,14 @@ def train_retrieval(
 ) -> tuple[TwoTower, FitResult]:
     """Train the two-tower model, for ``epochs`` or until the validation NDCG@10 stops rising.
 
+    With the attention tower ``batch_size`` counts targets, of which an example is a window.
+
     Args:
         validation: requests and what the users chose then; not among the rows of data.
+        log: is told the "loss" of each epoch, from 1, and with validation "validation_ndcg@10".
+
+    Returns:
+        the model, in evaluation mode, and what training did.
     """
     raise NotImplementedError("kata 10: write train_retrieval in src/recsys/pipeline.py")
 
@@ -159,7 +173,10 @@ def text_vectors(
 
 
 def reduced(text: Tensor, dim: int) -> Tensor:
-    """The ``dim`` principal components of text vectors, (n, W) to (n, dim), of unit mean square."""
+    """The ``dim`` principal components of text vectors, (n, W) to (n, dim).
+
+    The vectors are centred already. All are scaled by one number: squared lengths are 1 on average.
+    """
     raise NotImplementedError("kata 10: write reduced in src/recsys/pipeline.py")
 
 
@@ -179,7 +196,8 @@ class RankingData:
             it are left out, as no ranker could have helped them.
 
     Attributes:
-        dense: (R, C, F) features, stage-one score and place among them; not yet standardised.
+        dense: (R, C, F) features, stage-one score and place among them, with text the product of
+            profile and candidate; not yet standardised.
         labels: (R, C), 1 for what was chosen.
         profile: (R, W) mean text vector of the recent history, or None.
     """
@@ -209,7 +227,10 @@ class Ranker:
         raise NotImplementedError("kata 10: write Ranker.__init__ in src/recsys/pipeline.py")
 
     def columns(self, data: RankingData, index: Tensor) -> dict[str, Tensor]:
-        """The model's batch for some requests, a row for each of their candidates."""
+        """The model's batch for some requests, a row for each of their candidates.
+
+        With text, the candidate's vector and the profile are columns that the model reads.
+        """
         raise NotImplementedError("kata 10: write Ranker.columns in src/recsys/pipeline.py")
 
     @torch.no_grad()
@@ -222,6 +243,10 @@ def train_ranker(
     data: RankingData, config: Mapping[str, Any], *, seed: int, log: Log | None = None
 ) -> tuple[Ranker, FitResult]:
     """Train the second stage to find the chosen item among the candidates.
+
+    Args:
+        config: its ``loss`` is "listwise" or "binary".
+        log: is told the "loss" of each epoch, from 1.
 
     Returns:
         the ranker, and what training did.
@@ -270,7 +295,8 @@ def run(
         :func:`measure_compile` or None, "recommender": what the service serves}``.
 
         items, scores and logits are (num_users, list_length) arrays, lists best first, logits in
-        the order of retrieval's lists.
+        the order of retrieval's lists. What is served ranks other lists too, of any length, as
+        these were ranked.
     """
     raise NotImplementedError("kata 10: write run in src/recsys/pipeline.py")
 
@@ -301,6 +327,8 @@ def build_recommender(
 def measure_compile(ranker: Ranker, data: RankingData) -> dict[str, Any]:
     """What compiling the ranking model takes and gives, on batches of a few users' candidates.
 
+    Measured with kata 07's functions.
+
     Returns:
         ``{"graph_breaks", "graphs", "speedup", "compile_seconds"}``: graphs for three sizes;
         speedup of the median over eager, side by side; the speedup is None with a ``"reason"``
@@ -320,8 +348,8 @@ def run_cold_start(
     """Recommend items that nobody has rated, from their content alone; the caller judges.
 
     A share of the items loses all its rows, and the others are what is learnt from. A cold item is
-    scored by the weighted sum of four parts, each of unit deviation over a user's items; one whose
-    weight is 0 or is not given is left out:
+    scored by the weighted sum of four parts, each of unit deviation over all items of a user; one
+    whose weight is 0 or is not given is left out. Scores are finite, of a user with no row left too:
 
     - text: likeness of its text to those of what the user chose;
     - tower: the same in the space of a tower that sees items by their content only;
@@ -330,8 +358,8 @@ def run_cold_start(
 
     Returns:
         None without a text encoder, else ``{"text": (num_items, W) vectors, "items", "scores":
-        (num_users, k) of cold items, best first, "all_items": (num_users, k) of all items that the
-        user has not chosen}``; the split is
+        (num_users, 10) of cold items, best first, "all_items": (num_users, 10) of all items that
+        the user has not chosen}``; the split is
         ``item_cold_start(dataset, fraction=config["fraction"], seed=seed)``.
     """
     raise NotImplementedError("kata 10: write run_cold_start in src/recsys/pipeline.py")
