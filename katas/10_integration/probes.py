@@ -4,10 +4,12 @@ Weights are drawn, so nothing that depends on them is asked: models are tables o
 of a whole run only what was made from which rows.
 """
 
+import dataclasses
 import functools
+import inspect
 import sys
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -23,6 +25,9 @@ pipeline = learner("pipeline")
 synthetic = learner("data.synthetic")
 splits = learner("data.splits")
 candidates = learner("data.candidates")
+sequences = learner("models.sequence")
+ranking_losses = learner("models.ranking")
+compiled = learner("inference.compiled")
 
 FIT = {"epochs": 2, "batch_size": 32, "lr": 0.01, "warmup": 0.1}
 RETRIEVAL = {
@@ -109,6 +114,19 @@ class Tables(nn.Module):
         return self.user_tower(users), self.item_tower(items)
 
 
+@contextmanager
+def replaced(source, **fakes):
+    """`fakes` instead of what a module provides, where the pipeline got the name from it too."""
+    with ExitStack() as stack:
+        for name, fake in fakes.items():
+            plain = getattr(source, name)
+            for module in (sys.modules[plain.__module__], sys.modules[pipeline.run.__module__]):
+                for key, value in list(vars(module).items()):
+                    if value is plain:
+                        stack.enter_context(patch.object(module, key, fake))
+        yield
+
+
 # --- the parts ------------------------------------------------------------------------------------
 
 
@@ -149,6 +167,138 @@ def losses():
 
 
 @probe
+def columns_of_the_towers():
+    """What the towers are given, and what of a longer history."""
+    text = torch.linspace(-1, 1, world()[0].num_items * 2, device=device()).view(-1, 2)
+    options = RETRIEVAL | {"item_features": ["item_id", "genres", "text"]}
+    data = pipeline.RetrievalData(*world()[:1], world()[1].train, options, device(), text)
+    users = torch.tensor([4, 9], device=device())
+    batch = data.user_batch(users, torch.arange(1, 13, device=device()).view(2, 6))
+    items = data.item_batch(users)
+    return {"user": sorted(batch), "item": sorted(items), "history": batch["history"]}
+
+
+@probe
+def what_is_learned():
+    """Whether the temperature and the towers are, by `learn_temperature`."""
+    found = []
+    for learned in (True, False):
+        model = pipeline.build_retrieval(columns(), RETRIEVAL | {"learn_temperature": learned})
+        towers = [*model.user_tower.parameters(), *model.item_tower.parameters()]
+        found += [model.temperature.requires_grad, all(p.requires_grad for p in towers)]
+    return found
+
+
+@probe(tolerance=1e-5)
+def full_loss():
+    """The loss over the whole catalogue."""
+    batch = {
+        "target": torch.tensor([4, 9, 17], device=device()),
+        "history": torch.tensor([[2], [5], [11]], device=device()),
+        "age": torch.zeros(3, dtype=torch.int64, device=device()),
+    }
+    return pipeline.retrieval_loss(columns(), RETRIEVAL | {"loss": "full"})(Tables(), batch)
+
+
+# --- attention: kata 11 comes later, what is needed of it stands in -------------------------------
+
+ATTENTION = RETRIEVAL | {
+    "user_tower": "attention",
+    "attention": {"num_blocks": 1, "num_heads": 2, "sampled": 0},
+}
+
+
+def pairs(window):
+    return window[:, 1:], window[:, :-1] * (window[:, 1:] > 0)
+
+
+def next_item(states, target, catalogue, *, temperature, sample=None, log_q=None):
+    own = target[target > 0] - 1
+    scores = states[target > 0] @ catalogue.T / temperature - (0 if log_q is None else log_q)
+    chosen = scores.gather(1, own[:, None])
+    if sample is not None:
+        drawn = scores[:, sample].masked_fill(sample == own[:, None], -torch.inf)
+        scores = torch.cat([chosen, drawn], dim=1)
+    return (scores.logsumexp(1) - chosen[:, 0]).mean()
+
+
+class Places(Tables):
+    """Tables whose places have a state."""
+
+    def __init__(self, *args, **options):
+        super().__init__()
+        users, items = nn.Module(), nn.Module()
+        users.rows, items.rows = self.users, self.items
+        users.states = lambda history: users.rows[history]
+        items.forward = lambda batch: items.rows[batch["item_id"]]
+        with torch.no_grad():  # far apart, as log Q is
+            users.rows[:, 0], items.rows[8, 0] = 2.0, 4.0
+        del self.users, self.items
+        self.towers = nn.ModuleList([users, items])
+
+    user_tower = property(lambda self: self.towers[0])
+    item_tower = property(lambda self: self.towers[1])
+
+
+def attention():
+    """Kata 11 is there, in small."""
+    return replaced(sequences, training_pairs=pairs, next_item_loss=next_item, SequenceModel=Places)
+
+
+@probe
+def windows():
+    """Whether windows have the right sizes and their targets come next."""
+    dataset, split = world()
+    with attention():
+        data = pipeline.RetrievalData(dataset, split.train, ATTENTION, device())
+        batch = data.example_batch(torch.arange(len(data.positions), device=device()))
+    history, target = batch["history"], batch["target"]
+    return {
+        "shapes": [list(history.shape[1:]), list(target.shape[1:])],
+        "next": torch.equal(target[:, 1:] * (history[:, 1:] > 0), history[:, :-1] *
+                            (history[:, 1:] > 0)),
+        "same": torch.equal(target, history),
+    }
+
+
+@probe(tolerance=1e-5)
+def losses_of_places():
+    """Over all items, and over a sample that is one item, with log Q and without."""
+    dataset, split = world()
+    found = []
+    with attention():
+        data = pipeline.RetrievalData(dataset, split.train, ATTENTION, device())
+        data.log_q = torch.full((dataset.num_items,), -20.0, device=device()).double()
+        data.log_q[7] = 0.0
+        batch = {
+            "history": torch.tensor([[2, 5, 0], [11, 7, 3]], device=device()),
+            "target": torch.tensor([[9, 2, 0], [4, 11, 7]], device=device()),
+        }
+        for sampled, log_q in ((0, True), (90, False), (90, True)):
+            own = {**ATTENTION["attention"], "sampled": sampled}
+            options = ATTENTION | {"log_q": log_q, "attention": own}
+            torch.manual_seed(0)
+            found.append(pipeline.retrieval_loss(data, options)(Places(), batch))
+    return found
+
+
+@probe
+def windows_of_a_batch():
+    """How many at most."""
+    dataset, split = world()
+    sizes = []
+    with attention():
+        data = pipeline.RetrievalData(dataset, split.train, ATTENTION, device())
+        plain = data.example_batch
+        data.example_batch = lambda index: sizes.append(len(index)) or plain(index)
+        pipeline.train_retrieval(data, ATTENTION, seed=1, device=device(), epochs=1)
+    return max(sizes)
+
+
+# --- the parts, further ---------------------------------------------------------------------------
+
+
+@probe
 def moments():
     """When and where each user is asked for."""
     dataset, _ = world()
@@ -172,6 +322,133 @@ def retrieved():
     some = asked.of(torch.arange(0, 20, 3, device=device()))
     items, scores = pipeline.retrieve(Tables().eval(), data, some, k=8, chunk_size=3)
     return {"items": items, "scores": scores}
+
+
+@probe
+def users_at_a_time():
+    """How many are encoded at most."""
+    data, sizes = columns(), []
+    model = Tables().eval()
+    plain = model.user_tower
+    model.user_tower = lambda batch: sizes.append(len(batch["history"])) or plain(batch)
+    asked = pipeline.requests_after_all(world()[0], data)
+    pipeline.retrieve(model, data, asked, k=8, chunk_size=3)
+    return max(sizes)
+
+
+@probe(tolerance=1e-4)
+def components():
+    """Products of reduced vectors."""
+    text = torch.linspace(-2, 2, 60, device=device()).sin().mul(3).cos().view(12, 5)
+    found = pipeline.reduced(text - text.mean(0), 2)
+    return found @ found.T
+
+
+def proposals(text=None, chosen=True):
+    """Requests with four candidates, without one here and there."""
+    dataset, split = world()
+    asked = pipeline.requests_after_all(dataset, columns())
+    items = (torch.arange(80, device=device()) * 7 % dataset.num_items).view(20, 4)
+    items[::3, 3], items[::5, 0] = -1, 0
+    scores = torch.linspace(0.9, -0.9, 80, device=device()).view(20, 4)
+    options = CONFIG["ranking"]["features"]
+    statistics = candidates.CandidateFeatures(dataset, split.train, device=device(), **options)
+    positive = items[:, 1] if chosen else None
+    data = pipeline.RankingData(asked, items, scores, statistics, text=text, positive=positive)
+    return data, items, scores
+
+
+def has(columns, wanted):
+    return bool(((columns - wanted[..., None]).abs().flatten(0, -2).amax(0) < 1e-4).any())
+
+
+@probe
+def numbers_of_pairs():
+    """Whether the likeness of texts is among them, and what is read of the texts themselves."""
+    text = torch.arange(200.0, device=device()).sin()[: 3 * world()[0].num_items].view(-1, 3)
+    data, items, scores = proposals(text)
+    there = items >= 0
+    match = torch.einsum("rw,rcw->rc", data.profile, text[items.clamp(min=0)])
+    ranker = pipeline.Ranker(None, data.dense.mean((0, 1)), data.dense.std((0, 1)) + 1)
+    index = torch.tensor([2, 7, 11], device=device())
+    read = [column for column in ranker.columns(data, index).values() if column.shape == (12, 3)]
+    wanted = {
+        "text": text[items[index].clamp(min=0)].view(12, 3)[there[index].flatten()],
+        "profile": data.profile[index].repeat_interleave(4, dim=0)[there[index].flatten()],
+    }
+    return {
+        "match": has(data.dense[there], match[there]),
+        "score": has(data.dense[there], scores[there]),
+        **{name: any(torch.allclose(column[there[index].flatten()], value) for column in read)
+           for name, value in wanted.items()},
+    }
+
+
+@probe
+def holes():
+    """Which candidates have no logit."""
+    data, *_ = proposals(chosen=False)
+    ranker = pipeline.Ranker(lambda batch: batch["dense"].sum(1), 0.0, 1.0)
+    return ranker(data).isfinite()
+
+
+@probe
+def losses_of_the_ranker():
+    """Which loss each name gives."""
+    data, *_ = proposals()
+    data.items = data.items.clamp(min=0)
+    found = {}
+    for loss in ("listwise", "binary"):
+        options = CONFIG["ranking"] | {"loss": loss, "fit": {**FIT, "lr": 1e-30, "batch_size": 99}}
+        ranker, result = pipeline.train_ranker(data, options, seed=1)
+        logits, labels = ranker(data), data.labels
+        values = {
+            "listwise": ranking_losses.listwise_loss(logits, labels),
+            "binary": ranking_losses.binary_loss(logits.flatten(), labels.flatten()),
+        }
+        near = [name for name, v in values.items() if abs(float(v) - result.losses[0]) < 1e-3]
+        found[loss] = " ".join(near) or "neither"
+    return found
+
+
+@probe
+def compiling():
+    """The report of a compiler that gains, and of one that fails."""
+    data, *_ = proposals(chosen=False)
+    data.items, data.dense = (part.repeat(5, *[1] * (part.dim() - 1))
+                              for part in (data.items, data.dense))
+    ranker = pipeline.Ranker(lambda batch: batch["dense"].sum(1), 0.0, 1.0)
+    sizes, runs = set(), []
+
+    def count_graphs(function, inputs, **options):
+        sizes.update(len(function(*each)) for each in inputs)
+        return SimpleNamespace(graphs=2, graph_breaks=1, recompiles=0, reasons=())
+
+    def compile_model(model, **options):
+        return lambda *args: runs.append(1) or model(*args)
+
+    def benchmark(functions, **options):
+        found = {}
+        for name, function in functions.items():
+            before, _ = len(runs), function()
+            median = 3.0 if len(runs) == before else 2.0
+            found[name] = SimpleNamespace(median=median, low=1.0, high=9.0, first=7.0)
+        return found
+
+    def broken(function, inputs, **options):
+        raise RuntimeError("no compiler")
+
+    fakes = {"count_graphs": count_graphs, "compile_model": compile_model, "benchmark": benchmark}
+    with replaced(compiled, **fakes, warm_up=lambda function, inputs, **options: 0.5):
+        good = pipeline.measure_compile(ranker, data)
+    try:
+        with replaced(compiled, **fakes, warm_up=broken):
+            bad = pipeline.measure_compile(ranker, data)
+    except RuntimeError:
+        bad = {"graphs": "raised"}
+    names = ("graphs", "graph_breaks", "speedup", "compile_seconds")
+    return {"good": [good.get(name) for name in names], "sizes": len(sizes),
+            "bad": [str(bad.get(name)) for name in ("graphs", "speedup")]}
 
 
 @probe(tolerance=1e-5)
@@ -224,6 +501,26 @@ def selection():
 
 
 @probe
+def logs():
+    """What is told of which epoch, and the figures of which result."""
+    dataset, split = world()
+    asked = pipeline.requests_after_all(dataset, columns())
+    users, target = (
+        torch.as_tensor(column[split.validation], device=device())
+        for column in (dataset.user, dataset.item)
+    )
+    told, ranker = [], []
+    pipeline.train_retrieval(
+        columns(), RETRIEVAL, seed=1, device=device(), validation=(asked.of(users), target),
+        log=lambda *said: told.append(said),
+    )
+    data, *_ = proposals()
+    pipeline.train_ranker(data, CONFIG["ranking"], seed=1, log=lambda *said: ranker.append(said))
+    return [[[tag, epoch] for tag, _, epoch in sorted(said, key=lambda each: each[::2])]
+            for said in (told, ranker)]
+
+
+@probe
 def seeds():
     """Which of three trainings, two of them with one seed, end with the same weights."""
     data = columns()
@@ -247,6 +544,7 @@ def run():
     features, table = candidates.CandidateFeatures, pipeline.RetrievalData
     init, call, made = features.__init__, features.__call__, table.__init__
     module = sys.modules[plain["train_ranker"].__module__]
+    signature = inspect.signature(plain["build_recommender"])
 
     def features_init(self, dataset, rows, *args, **options):
         self.probed = np.asarray(rows)
@@ -278,6 +576,7 @@ def run():
 
     def build_recommender(dataset, model, *args, **options):
         notes.indexed = model
+        notes.served = signature.bind(dataset, model, *args, **options).arguments["ranker"]
         return plain["build_recommender"](dataset, model, *args, **options)
 
     with ExitStack() as stack:
@@ -288,7 +587,9 @@ def run():
             (module, "build_recommender", build_recommender),
         ):
             stack.enter_context(patch.object(owner, name, value))
-        notes.result = pipeline.run(dataset, split, CONFIG, seed=1, device=device(), log=silent)
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        config = CONFIG | {"text": {"encoder": str(encoders.TINY), "cache": folder}}
+        notes.result = pipeline.run(dataset, split, config, seed=1, device=device(), log=silent)
     return notes
 
 
@@ -377,6 +678,56 @@ def answers():
         "rows": np.array_equal(found, lists["final"]),
         "index": notes.indexed in listed,
     }
+
+
+@probe
+def other_lists():
+    """Whether the served ranker knows the lists, shorter ones, and what else may come."""
+    notes = run()
+    items, scores = (notes.result["retrieval"][name][:3] for name in ("items", "scores"))
+    logits, users = notes.result["ranking"]["logits"][:3], np.arange(3)
+
+    def near(found, wanted):
+        return found.shape == wanted.shape and np.allclose(found, wanted, rtol=1e-3, atol=1e-4)
+
+    def ranked(items, scores):
+        try:
+            return np.asarray(notes.served(users, items, scores))
+        except Exception:  # a fact, whatever the learner's parts say
+            return np.zeros(0)
+
+    other = items.copy()
+    other[1, 2] = np.setdiff1d(np.arange(world()[0].num_items), items[1])[0]
+    new, same = ranked(other, scores), np.ones(items.shape, dtype=bool)
+    same[1, 2] = False
+    return {
+        "known": near(ranked(items, scores), logits),
+        "shorter": near(ranked(items[:, :4], scores[:, :4]), logits[:, :4]),
+        "stayed": new.shape == same.shape and near(new[same], logits[same]),
+        "moved": new.shape == same.shape and bool(abs(new[1, 2] - logits[1, 2]) > 1e-4),
+    }
+
+
+@probe(tolerance=1e-3)
+def cold_scores():
+    """Scores of two parts, of a user without rows too, and seen items in the lists of all."""
+    dataset, _ = world()
+    split = splits.item_cold_start(dataset, fraction=0.3, seed=2)
+    keep = np.ones(len(dataset.user), dtype=bool)
+    keep[split.train[dataset.user[split.train] == 0]] = False
+    rows = {name: getattr(dataset, name)[keep] for name in ("user", "item", "rating", "time")}
+    dataset = dataclasses.replace(dataset, **rows)
+    split = splits.item_cold_start(dataset, fraction=0.3, seed=2)
+    weights = {"weights": {"text": 1.5, "tower": 0.0, "regression": 0.5}}
+    with tempfile.TemporaryDirectory() as folder:
+        config = CONFIG | {"text": {"encoder": str(encoders.TINY), "cache": folder}}
+        config["cold_start"] = CONFIG["cold_start"] | weights
+        found = pipeline.run_cold_start(dataset, config, seed=2, device=device(), log=silent)
+    pairs = set(zip(dataset.user[split.train].tolist(), dataset.item[split.train].tolist(),
+                    strict=True))
+    listed = [(user, item) for user, some in enumerate(found["all_items"].tolist())
+              for item in some]
+    return {"scores": np.asarray(found["scores"])[:6], "seen": len(pairs & set(listed))}
 
 
 @probe

@@ -929,9 +929,10 @@ def test_the_index_says_how_exact_it_is():
     index = outcome()["index"]
     wanted = ["cpu_ms_per_query", "kind", "recall_vs_exact@10"]
     assert_equal(sorted(index), wanted, what="figures of the index")
-    assert_equal(index["kind"], "IndexFlatIP", what="kind")
     assert_scalar(index["recall_vs_exact@10"], 1.0, what="recall of an exact index")
-    assert_scalar(index["cpu_ms_per_query"], 50.0, atol=50.0, what="milliseconds of a query")
+    check(index["kind"] and isinstance(index["kind"], str), "a kind, in words", came_back=index)
+    spent = index["cpu_ms_per_query"]
+    check(0 <= spent < 100, "milliseconds of a query", came_back=spent)
 
 
 @rung(hint="Three sizes tell whether a graph is made for each; a failure is a result, too.")
