@@ -366,7 +366,7 @@ def test_with_attention_every_place_learns():
             own = {**ATTENTION["attention"], "sampled": sampled}
             options = ATTENTION | {"log_q": log_q, "attention": own}
             torch.manual_seed(0)
-            found = pipeline.retrieval_loss(data, options)(model, batch)
+            found = pipeline.retrieval_loss(data, options)(model, batch).detach()
             wanted = next_item(
                 model.user_tower.states(batch["history"]), batch["target"],
                 model.item_tower(data.items), temperature=0.3,
@@ -374,7 +374,7 @@ def test_with_attention_every_place_learns():
                 log_q=data.log_q if sampled and log_q else None,
             )
             what = f"loss with sampled={sampled}, log_q={log_q}"
-            assert_scalar(found, float(wanted), rtol=1e-4, what=what)
+            assert_scalar(found, wanted.item(), rtol=1e-4, what=what)
 
 
 @rung(hint="A window of max_history places holds that many targets.")
