@@ -687,7 +687,7 @@ def run_cold_start(
 
     A share of the items loses all its rows, and the others are what is learnt from. A cold item is
     scored by the weighted sum of four parts, each of unit deviation over all items of a user; one
-    whose weight is 0 or is not given is left out. Scores are finite, of a user with no row left too:
+    whose weight is 0 or is not given is left out. A user with no row left has finite scores, too:
 
     - text: likeness of its text to those of what the user chose;
     - tower: the same in the space of a tower that sees items by their content only;
