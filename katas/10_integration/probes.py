@@ -168,14 +168,24 @@ def losses():
 
 @probe
 def columns_of_the_towers():
-    """What the towers are given, and what of a longer history."""
+    """Which columns the towers read, and what of a longer history."""
     text = torch.linspace(-1, 1, world()[0].num_items * 2, device=device()).view(-1, 2)
     options = RETRIEVAL | {"item_features": ["item_id", "genres", "text"]}
     data = pipeline.RetrievalData(*world()[:1], world()[1].train, options, device(), text)
-    users = torch.tensor([4, 9], device=device())
-    batch = data.user_batch(users, torch.arange(1, 13, device=device()).view(2, 6))
-    items = data.item_batch(users)
-    return {"user": sorted(batch), "item": sorted(items), "history": batch["history"]}
+    torch.manual_seed(0)
+    model = pipeline.build_retrieval(data, options).to(device()).eval()
+    everyone = torch.arange(world()[0].num_users, device=device())
+    history = torch.arange(6 * len(everyone), device=device()).view(-1, 6) % 38 + 1
+    sides = {
+        "user": (model.user_tower, data.user_batch(everyone, history)),
+        "item": (model.item_tower, data.item_batch(everyone)),
+    }
+    read = {"history": sides["user"][1]["history"][:2]}
+    for side, (tower, batch) in sides.items():
+        others = {name: batch | {name: column.roll(1, 0)} for name, column in batch.items()}
+        read[side] = sorted(name for name in batch
+                            if (tower(others[name]) - tower(batch)).abs().max() > 1e-5)
+    return read
 
 
 @probe
