@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from harness import catalog, culprit, system
-from harness.errors import UsageError
 from harness.paths import REFERENCE, ROOT, SRC
 from reference_tests.strength import catalogue
 
@@ -65,8 +64,7 @@ MISTAKES = {
     ),
     "07_compile": ("eager-is-the-default", "gradients-are-cleared"),
 }
-MIXES = ("mix 1", "mix 2", "mix 3")  # of alternates that are green alone
-ANY = ("any 1", "any 2", "any 3")  # of all alternates
+MIXES = ("mix 1", "mix 2", "mix 3")  # of drawn alternates that are green alone
 GROUPS = {  # what is red -> the rung of test_system.py that says so
     "popularity": "beats popular items",
     **dict.fromkeys(system.FIGURES, "keeps up"),
@@ -99,32 +97,35 @@ def main(args: argparse.Namespace) -> int:
     begin = time.monotonic()
     for name in [name for name in rows if any(part in name for part in args.again)]:
         del rows[name]
-    missing = [name for name in names() if name not in rows and args.only in name]
-    if missing and not args.render:
-        with Bench(rows) as bench:
-            for name in missing:
-                if time.monotonic() - begin > 60 * args.minutes:
-                    break
-                rows[name] = bench.row(name)
-                keep(rows)
-                print(f"{name}: {rows[name]['verdict']}; {rows[name]['culprit']}", flush=True)
+    with ExitStack() as stack:
+        bench = None
+        while not args.render and time.monotonic() - begin < 60 * args.minutes:
+            name = next((name for name in missing(rows) if args.only in name), None)
+            if name is None:
+                break
+            bench = bench or stack.enter_context(Bench(rows))
+            rows[name] = bench.row(name)
+            keep(rows)
+            print(f"{name}: {rows[name]['verdict']}; {rows[name]['culprit']}", flush=True)
     DOCUMENT.write_text(page(rows), encoding="utf-8")
-    left = [name for name in names() if name not in rows]
+    left = missing(rows)
     print(f"{len(rows)} rows, {len(left)} missing", flush=True)
     return 1 if left else 0
 
 
 def names() -> list[str]:
+    """All rows, in their order."""
     rows = [[f"{kata}/{mistake}" for mistake in some] for kata, some in MISTAKES.items()]
     turns = zip_longest(*rows)  # of each kata in turn: a table that is not finished shows all
-    mistakes = [name for turn in turns for name in turn if name]
-    # mixes are drawn from what is green alone, and mistakes lie among a mix
-    return ["reference", *singles(), *MIXES, *ANY, *mistakes]
+    single = [f"{kata.id}:{each.id}" for kata in core() for each in catalogue.alternates_of(kata)]
+    return ["reference", *single, *MIXES, *(name for turn in turns for name in turn if name)]
 
 
-def singles() -> list[str]:
-    """Rows of a single alternate among the reference's parts: kata:name."""
-    return [f"{kata.id}:{found.id}" for kata in core() for found in catalogue.alternates_of(kata)]
+def missing(rows: Mapping[str, Any]) -> list[str]:
+    """What is to be measured next, in order: of alternates alone only those that mixes draw."""
+    drawn = {found for name in MIXES for found in mix(name, rows).items()}
+    single = [name for name in names() if tuple(name.split(":")) in drawn and name not in rows]
+    return single + [name for name in names() if ":" not in name and name not in rows]
 
 
 def core() -> list[catalog.Kata]:
@@ -284,20 +285,14 @@ def completed(kata: catalog.Kata, alternate: catalogue.Alternate) -> dict[str, s
 
 
 def mix(name: str, rows: Mapping[str, Any]) -> dict[str, str]:
-    """For each core kata a drawn alternate, kata -> its name; for a "mix" of those green alone."""
+    """For each core kata the first alternate in a drawn order that is not red alone."""
     drawn = {}
     for kata in core():
-        some = [found.id for found in catalogue.alternates_of(kata)]
-        if name not in ANY:
-            some = [each for each in some if green(f"{kata.id}:{each}", rows)]
-        drawn[kata.id] = random.Random(f"{name.split()[1]} {kata.id}").choice(some)
+        some = [each.id for each in catalogue.alternates_of(kata)]
+        some = random.Random(f"{name} {kata.id}").sample(some, len(some))
+        red = {each for each in some if rows.get(f"{kata.id}:{each}", {}).get("verdict") == "red"}
+        drawn[kata.id] = next(each for each in some if each not in red)
     return drawn
-
-
-def green(name: str, rows: Mapping[str, Any]) -> bool:
-    if name not in rows:
-        raise UsageError(f"a mix is drawn from what is green alone: measure {name} first")
-    return rows[name]["verdict"] == "green"
 
 
 # --- the page -------------------------------------------------------------------------------------
@@ -329,13 +324,13 @@ does not run those: a green system does not say that all its parts are right.
 RIGHT = """
 ## Right systems
 
-Alternates are right by their kata's spec, and were not written to be fast. None is red here for a
-figure; {red} of {all} are red, each among the reference's parts, for what they cost, which this
+Alternates are right by their kata's spec, and were not written to be fast. Of {all} that were drawn,
+each among the reference's parts, none is red for a figure and {red} for what they cost, which this
 kata asks and the others do not: who writes a right and slow part has to mend that here.
 
 """
 MIXED = """
-A "mix" has in each module an alternate drawn from those that are green alone, "any" from all.
+A mix has in each module an alternate, drawn among those that are green alone.
 
 """
 
@@ -345,8 +340,8 @@ def page(rows: dict[str, Any]) -> str:
     red = {name: row for name, row in mistakes.items() if row["verdict"] == "red"}
     text = HEAD.format(dear=WORTH, ratio=system.RATIO, z=margins()["z"])
     text += f"\n{len(red)} of {len(mistakes)} are red; {who(red)}"
-    if missing := len(names()) - len(rows):
-        text += f"\n{missing} rows are not measured yet."
+    if left := len(missing(rows)):
+        text += f"\n{left} rows are not measured yet."
     text += "\n\n"
     text += "| kata | mistake | moved | verdict | culprit |\n| --- | --- | --- | --- | --- |\n"
     text += "".join(line(name, row) for name, row in red.items())
@@ -405,7 +400,7 @@ def right_systems(rows: dict[str, Any]) -> str:
         text += f"| {kata[:2]} | {alternate} | {'; '.join(moved(row))} |\n"
     text += MIXED
     text += "| system | moved | dearest | verdict |\n| --- | --- | --- | --- |\n"
-    for name in ("reference", *MIXES, *ANY):
+    for name in ("reference", *MIXES):
         if name not in rows:
             continue
         row = rows[name]
@@ -435,7 +430,7 @@ margins of other worlds ({alarms["folds"]} folds).
 
 
 def times(rows: dict[str, Any]) -> str:
-    whole = [name for name in ("reference", *MIXES, *ANY) if name in rows]
+    whole = [name for name in ("reference", *MIXES) if name in rows]
     seconds = sorted(rows[name]["seconds"] for name in whole)
     made = sorted({row["made"] for row in rows.values()})
     if not seconds:
