@@ -35,12 +35,12 @@ MISTAKES = {
         *("padding-pooled", "default-is-sum", "asserts-for-errors"),
     ),
     "02_tower": (
-        *("item-tower-detached", "normalize-batch-axis", "loop-over-rows", "not-normalised"),
-        *("last-item-at-the-end", "temperature-not-learned", "dropout-in-eval", "no-residual"),
+        *("item-tower-detached", "normalize-batch-axis", "not-normalised", "last-item-at-the-end"),
+        *("temperature-not-learned", "dropout-in-eval", "no-residual", "loop-over-rows"),
     ),
     "03_contrastive_loss": (
         *("log-q-added", "users-as-candidates", "no-accidental-mask", "log-q-before-temperature"),
-        *("temperature-multiplied", "loop-over-rows", "softmax-twice", "weights-squared"),
+        *("temperature-multiplied", "softmax-twice", "weights-squared", "loop-over-rows"),
     ),
     "04_cross_layer": (
         *("softmax-over-users", "loss-of-detached", "no-residual", "listwise-binary"),
@@ -98,13 +98,13 @@ def main(args: argparse.Namespace) -> int:
     for name in [name for name in rows if any(part in name for part in args.again)]:
         del rows[name]
     with ExitStack() as stack:
-        bench = None
+        judge = None
         while not args.render and time.monotonic() - begin < 60 * args.minutes:
             name = next((name for name in missing(rows) if args.only in name), None)
             if name is None:
                 break
-            bench = bench or stack.enter_context(Bench(rows))
-            rows[name] = bench.row(name)
+            judge = judge or stack.enter_context(Judge(rows))
+            rows[name] = judge.row(name)
             keep(rows)
             print(f"{name}: {rows[name]['verdict']}; {rows[name]['culprit']}", flush=True)
     DOCUMENT.write_text(page(rows), encoding="utf-8")
@@ -129,14 +129,17 @@ def missing(rows: Mapping[str, Any]) -> list[str]:
 
 
 def core() -> list[catalog.Kata]:
+    """The katas of which the whole consists."""
     return [kata for kata in catalog.load() if kata.track == "core"]
 
 
 def stored() -> dict[str, Any]:
+    """The rows that are measured, by name."""
     return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
 
 
 def keep(rows: dict[str, Any]) -> None:
+    """Write the rows, in their order and without those that are no longer asked for."""
     kept = {name: rows[name] for name in names() if name in rows}
     text = json.dumps(kept, indent=1, ensure_ascii=False)
     RESULTS.write_text(text + "\n", encoding="utf-8")
@@ -145,7 +148,7 @@ def keep(rows: dict[str, Any]) -> None:
 # --- measuring ------------------------------------------------------------------------------------
 
 
-class Bench:
+class Judge:
     """Verdicts and culprits, with what all rows share made once.
 
     Args:
@@ -155,7 +158,7 @@ class Bench:
     def __init__(self, rows: Mapping[str, Any]) -> None:
         self.rows = rows
 
-    def __enter__(self) -> Bench:
+    def __enter__(self) -> Judge:
         self.place = tempfile.TemporaryDirectory(prefix="kata-integration-")
         self.folder = Path(self.place.name).resolve()
         self.job = system.make_job(self.folder)
@@ -192,6 +195,7 @@ class Bench:
         return made
 
     def row(self, name: str) -> dict[str, Any]:
+        """Measure a row: see `names` for what it is of; what it holds is written below."""
         kata, _, mistake = name.partition("/")
         alternates: dict[str, str] = {}
         roots: list[Path] = []
@@ -269,6 +273,7 @@ class Bench:
 
 
 def mistake_of(kata: str, mistake: str) -> catalogue.Mistake:
+    """The catalogue's entry. Raises catalogue.CatalogueError."""
     return catalogue.read(catalog.find(kata), catalogue.MISTAKES / kata / f"{mistake}.toml")
 
 
@@ -324,9 +329,9 @@ does not run those: a green system does not say that all its parts are right.
 RIGHT = """
 ## Right systems
 
-Alternates are right by their kata's spec, and were not written to be fast. Of {all} that were drawn,
-each among the reference's parts, none is red for a figure and {red} for what they cost, which this
-kata asks and the others do not: who writes a right and slow part has to mend that here.
+Alternates are right by their kata's spec, and were not written to be fast. Of {all} that were
+drawn, each among the reference's parts, none is red for a figure and {red} for what they cost,
+which this kata asks and the others do not: who writes a right and slow part has to mend that here.
 
 """
 MIXED = """
@@ -336,6 +341,7 @@ A mix has in each module an alternate, drawn among those that are green alone.
 
 
 def page(rows: dict[str, Any]) -> str:
+    """docs/integration.md, of these rows."""
     mistakes = {name: rows[name] for name in sorted(rows) if "/" in name}
     red = {name: row for name, row in mistakes.items() if row["verdict"] == "red"}
     text = HEAD.format(dear=WORTH, ratio=system.RATIO, z=margins()["z"])
@@ -353,6 +359,7 @@ def page(rows: dict[str, Any]) -> str:
 
 
 def who(red: dict[str, Any]) -> str:
+    """How often the right part is named, and how often another is blamed."""
     asked = {name: row["culprit"]["named"] for name, row in red.items() if row["culprit"]}
     right = [name for name, named in asked.items() if named == [name.partition("/")[0]]]
     wrong = [name for name, named in asked.items() if set(named) - {name.partition("/")[0]}]
@@ -361,6 +368,7 @@ def who(red: dict[str, Any]) -> str:
 
 
 def line(name: str, row: dict[str, Any], culprit: bool = True) -> str:
+    """A mistake's row of the table."""
     kata, _, mistake = name.partition("/")
     belief = mistake_of(kata, mistake).misconception.replace("|", "\\|")
     cells = [kata[:2], f"{mistake}: {belief}", "; ".join(moved(row)) or "nothing"]
@@ -387,10 +395,12 @@ def moved(row: dict[str, Any]) -> list[str]:
 
 
 def margins() -> dict[str, Any]:
+    """What `python -m reference_tests.integration margins` measured."""
     return json.loads(system.MARGINS.read_text(encoding="utf-8"))
 
 
 def right_systems(rows: dict[str, Any]) -> str:
+    """What alternates alone, and mixes of them, are to the integration kata."""
     single = {name: row for name, row in rows.items() if ":" in name}
     red = {name: row for name, row in single.items() if row["verdict"] == "red"}
     text = RIGHT.format(red=len(red), all=len(single))
@@ -413,6 +423,7 @@ def right_systems(rows: dict[str, Any]) -> str:
 
 
 def chance() -> str:
+    """How often right systems are red by chance."""
     found = margins()
     alarms = found["false_alarms"]
     low, high = alarms["interval_95"]
@@ -430,6 +441,7 @@ margins of other worlds ({alarms["folds"]} folds).
 
 
 def times(rows: dict[str, Any]) -> str:
+    """How long a verdict takes, and when it was measured."""
     whole = [name for name in ("reference", *MIXES) if name in rows]
     seconds = sorted(rows[name]["seconds"] for name in whole)
     made = sorted({row["made"] for row in rows.values()})
