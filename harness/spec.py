@@ -25,7 +25,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType, FunctionType
+from types import FrameType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from harness import overlay, settings
@@ -156,6 +156,14 @@ class Learner:
 def learner(name: str) -> Learner:
     """The learner's module `recsys.<name>`, for example learner("training.losses")."""
     return Learner(name)
+
+
+def beside(file: str, name: str) -> ModuleType:
+    """The module `name` in the folder of a kata's `file`: what its spec and its probes share.
+
+    A folder whose name begins with a digit has no name for an import statement.
+    """
+    return importlib.import_module(f"katas.{Path(file).parent.name}.{name}")
 
 
 def after_the_others() -> None:

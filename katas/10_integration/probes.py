@@ -9,7 +9,7 @@ import functools
 import inspect
 import sys
 import tempfile
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -19,7 +19,7 @@ from torch import nn
 
 from harness import encoders
 from harness.probe import probe
-from harness.spec import device, learner
+from harness.spec import beside, device, learner
 
 pipeline = learner("pipeline")
 synthetic = learner("data.synthetic")
@@ -28,6 +28,8 @@ candidates = learner("data.candidates")
 sequences = learner("models.sequence")
 ranking_losses = learner("models.ranking")
 compiled = learner("inference.compiled")
+stand_ins = beside(__file__, "stand_ins")
+pairs, next_item, replaced = stand_ins.pairs, stand_ins.next_item, stand_ins.replaced
 
 FIT = {"epochs": 2, "batch_size": 32, "lr": 0.01, "warmup": 0.1}
 RETRIEVAL = {
@@ -112,19 +114,6 @@ class Tables(nn.Module):
 
     def forward(self, users, items):
         return self.user_tower(users), self.item_tower(items)
-
-
-@contextmanager
-def replaced(source, **fakes):
-    """`fakes` instead of what a module provides, where the pipeline got the name from it too."""
-    with ExitStack() as stack:
-        for name, fake in fakes.items():
-            plain = getattr(source, name)
-            for module in (sys.modules[plain.__module__], sys.modules[pipeline.run.__module__]):
-                for key, value in list(vars(module).items()):
-                    if value is plain:
-                        stack.enter_context(patch.object(module, key, fake))
-        yield
 
 
 # --- the parts ------------------------------------------------------------------------------------
@@ -212,24 +201,7 @@ def full_loss():
 
 # --- attention: kata 11 comes later, what is needed of it stands in -------------------------------
 
-ATTENTION = RETRIEVAL | {
-    "user_tower": "attention",
-    "attention": {"num_blocks": 1, "num_heads": 2, "sampled": 0},
-}
-
-
-def pairs(window):
-    return window[:, 1:], window[:, :-1] * (window[:, 1:] > 0)
-
-
-def next_item(states, target, catalogue, *, temperature, sample=None, log_q=None):
-    own = target[target > 0] - 1
-    scores = states[target > 0] @ catalogue.T / temperature - (0 if log_q is None else log_q)
-    chosen = scores.gather(1, own[:, None])
-    if sample is not None:
-        drawn = scores[:, sample].masked_fill(sample == own[:, None], -torch.inf)
-        scores = torch.cat([chosen, drawn], dim=1)
-    return (scores.logsumexp(1) - chosen[:, 0]).mean()
+ATTENTION = RETRIEVAL | stand_ins.ATTENTION
 
 
 class Places(Tables):

@@ -13,7 +13,16 @@ import numpy as np
 import torch
 
 from harness import encoders, evaluator
-from harness.spec import assert_close, assert_equal, assert_scalar, check, device, learner, rung
+from harness.spec import (
+    assert_close,
+    assert_equal,
+    assert_scalar,
+    beside,
+    check,
+    device,
+    learner,
+    rung,
+)
 
 pipeline = learner("pipeline")
 losses = learner("training.losses")
@@ -24,6 +33,8 @@ features = learner("data.features")
 sequences = learner("models.sequence")
 ranking_losses = learner("models.ranking")
 compiled = learner("inference.compiled")
+stand_ins = beside(__file__, "stand_ins")
+pairs, next_item, replaced = stand_ins.pairs, stand_ins.next_item, stand_ins.replaced
 
 FIT = {"epochs": 3, "batch_size": 256, "lr": 0.01, "warmup": 0.1, "max_grad_norm": 1.0}
 CONFIG = {
@@ -112,42 +123,7 @@ def vectors(count, width, seed=0):
     return torch.nn.functional.normalize(drawn, dim=1).to(device())
 
 
-@contextlib.contextmanager
-def replaced(source, **fakes):
-    """`fakes` instead of what a module provides, where the pipeline got the name from it too."""
-    pipe = sys.modules[pipeline.run.__module__]
-    with contextlib.ExitStack() as stack:
-        for name, fake in fakes.items():
-            plain = getattr(source, name)
-            for module in (sys.modules[plain.__module__], pipe):
-                for key, value in list(vars(module).items()):
-                    if value is plain:
-                        stack.enter_context(patch.object(module, key, fake))
-        yield
-
-
-# Attention is kata 11, which comes later: what the pipeline needs of it stands in here.
-
-ATTENTION = CONFIG["retrieval"] | {
-    "user_tower": "attention",
-    "attention": {"num_blocks": 1, "num_heads": 2, "sampled": 0},
-}
-
-
-def pairs(window):
-    """Histories of windows, and the next item at each of their places."""
-    return window[:, 1:], window[:, :-1] * (window[:, 1:] > 0)
-
-
-def next_item(states, target, catalogue, *, temperature, sample=None, log_q=None):
-    """The mean loss over all places with a target, written out."""
-    own = target[target > 0] - 1
-    scores = states[target > 0] @ catalogue.T / temperature - (0 if log_q is None else log_q)
-    chosen = scores.gather(1, own[:, None])
-    if sample is not None:
-        drawn = scores[:, sample].masked_fill(sample == own[:, None], -torch.inf)
-        scores = torch.cat([chosen, drawn], dim=1)
-    return (scores.logsumexp(1) - chosen[:, 0]).mean()
+ATTENTION = CONFIG["retrieval"] | stand_ins.ATTENTION
 
 
 class Rows(torch.nn.Module):
