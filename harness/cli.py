@@ -179,6 +179,9 @@ def bench_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--peers", action="store_true", help="the recommender beside what others would use"
     )
+    parser.add_argument(
+        "--tune", action="store_true", help="better settings of its retrieval, on training rows"
+    )
     parser.add_argument("--ablate", action="store_true", help="what each part of it buys")
     parser.add_argument(
         "--ratings", action="store_true", help="will a user like it? beside means and a library"
@@ -186,11 +189,14 @@ def bench_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cold", action="store_true", help="items without a rating, beside what others do"
     )
-    group = parser.add_argument_group("with --peers, --ablate, --ratings, --cold, --speed")
+    group = parser.add_argument_group("with --peers, --tune, --ablate, --ratings, --cold, --speed")
     data(group)
     group.add_argument("--seeds", type=int, default=3, metavar="N", help="of each (default: 3)")
     group.add_argument(
-        "--seconds", type=float, default=120, help="of CPU, to tune each of --peers (default: 120)"
+        "--seconds",
+        type=float,
+        default=120,
+        help="of CPU, to --tune or to tune each of --peers (default: 120)",
     )
     group.add_argument("--ties", choices=("row", "hash"), help="default: as the configuration says")
     group.add_argument("--only", action="append", metavar="NAME", help="this one; repeatable")

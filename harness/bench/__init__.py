@@ -19,7 +19,7 @@ from harness import catalog, overlay
 from harness.errors import UsageError
 from harness.paths import ROOT
 
-OPTIONS = ("loop", "peers", "ablate", "ratings", "cold", "speed")
+OPTIONS = ("loop", "peers", "tune", "ablate", "ratings", "cold", "speed")
 
 
 def main(args: argparse.Namespace) -> int:

@@ -1,7 +1,8 @@
-"""`kata bench --peers` and `--ablate`: the same rows and judge for all, and no look at the test."""
+"""`kata bench --peers`, `--tune`, `--ablate`: one judge for all, and no look at the test rows."""
 
 import argparse
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from harness import evaluator, run
-from harness.bench import ablate, peers
+from harness.bench import ablate, peers, tune
 from harness.errors import UsageError
 from harness.paths import ROOT
 from recsys.data.splits import leave_last_one_out
@@ -223,3 +224,87 @@ def test_ablate_from_the_outside():
     assert linear[1] == whole[1] and linear[2] == ""  # the same retrieval
     assert linear[4] != ""
     assert bench("--ablate", "--only", "nonsense").returncode == 2
+
+
+# --- tuning ---------------------------------------------------------------------------------------
+
+CONFIG = {"dim": 64, "fit": {"lr": 0.003, "epochs": 15}}
+
+
+def found(value, seconds=1.0):
+    return tune.Trial(np.full(4, value), 0.5, seconds)
+
+
+def test_the_search_begins_with_the_configuration_and_asks_for_nothing_twice():
+    search = tune.Search(CONFIG | dict.fromkeys(tune.GRID))
+    asked = [search.next()[0] for _ in range(200)]
+    assert asked[0] == "{}" and len(set(asked)) == 200
+    assert all(1 <= len(json.loads(key)) <= 3 for key in asked[1:])
+    assert not any("fit.lr" in key and json.loads(key)["fit.lr"] == 0.003 for key in asked)
+
+
+def test_what_is_better_gets_a_second_seed_and_is_then_searched_around():
+    search = tune.Search(CONFIG | dict.fromkeys(tune.GRID))
+    first, seed = search.next()
+    assert search.told(first, seed, found(0.10)) == (first, 1)
+    assert search.told(first, 1, found(0.10)) is None
+    worse, seed = search.next()
+    assert search.told(worse, seed, found(0.09)) is None
+    better, seed = search.next()
+    assert search.told(better, seed, found(0.12)) == (better, 1)
+    assert search.told(better, 1, found(0.07)) is None and search.whole == [first, better]
+    best, seed = search.next()
+    assert search.told(best, seed, found(0.12)) == (best, 1)
+    assert search.told(best, 1, found(0.11)) is None and search.whole[0] == best
+    around = [json.loads(search.next()[0]) for _ in range(50)]
+    kept = [name for name, value in json.loads(best).items() if
+            sum(settings.get(name) == value for settings in around) > 25]  # fmt: skip
+    assert kept == list(json.loads(best))
+
+
+def test_settings_are_put_into_the_configuration():
+    assert tune.changed(CONFIG, {"dim": 8, "fit.lr": 1}) == {
+        "dim": 8, "fit": {"lr": 1, "epochs": 15}
+    }  # fmt: skip
+    assert CONFIG["fit"]["lr"] == 0.003
+
+
+@pytest.mark.parametrize("file", ["default", "ml-100k", "ml-1m"])
+def test_every_setting_is_one_of_the_configuration(file):
+    _, config = run.load_config(file, "", [])
+    for name, values in tune.GRID.items():
+        *parents, last = name.split(".")
+        part = config["retrieval"]
+        for parent in parents:
+            part = part[parent]
+        assert type(part[last]) is type(values[0]), name
+
+
+def test_tune_learns_from_training_rows_before_those_that_it_is_judged_on(
+    world, reference, monkeypatch
+):
+    import recsys.pipeline
+
+    dataset, split = world
+    config = run.load_config("synthetic", "", ["retrieval.fit.epochs=1"])[1]
+    seen, real = [], recsys.pipeline.RetrievalData
+
+    def spied(dataset, rows, *args):
+        seen.append(rows)
+        return real(dataset, rows, *args)
+
+    monkeypatch.setattr(recsys.pipeline, "RetrievalData", spied)
+    monkeypatch.setattr(tune.peers, "prepare", lambda args: (dataset, config, split))
+    judge = tune.Judge(None)
+    trial, again = (judge.trial({"dim": 32}, 0) for _ in range(2))
+    held_out = sorted(set(split.train) - set(seen[0]))
+    assert set(seen[0]) < set(split.train) and len(held_out) > len(split.test)
+    assert sorted(dataset.item[held_out]) == sorted(judge.target)
+    assert trial.ndcg.shape == (50,) and 0 < trial.ndcg.mean() < 1 and 0 < trial.recall <= 1
+    assert np.array_equal(again.ndcg, trial.ndcg)
+
+
+def test_tune_from_the_outside():
+    done = bench("--tune", "--seconds", "1")
+    assert done.returncode == 0, done.stderr
+    assert "| as configured |" in done.stdout and "settings in" in done.stdout
