@@ -1,11 +1,13 @@
 """Whom `kata culprit` blames, on systems that cost nothing: a mixture is red by decree."""
 
+import json
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from harness import catalog, culprit
+from harness import catalog, culprit, system
 from harness.culprit import Outcome
 from harness.paths import REFERENCE, SRC
 from harness.system import Finding
@@ -134,3 +136,33 @@ def test_which_costs_are_compared_again():
     names = ("speed_service", "launches", "syncs", "final")
     assert culprit.costs_of([Finding(name, "", False) for name in names]) == ["service", "step"]
     assert culprit.costs_of([lower()]) == []
+
+
+class Drawn(culprit.Trials):
+    """A learner worse by some share of the margin of one run; `ran` has the seeds of its runs."""
+
+    def __init__(self, folder, short):
+        super().__init__(None, folder)
+        margins = json.loads(system.MARGINS.read_text(encoding="utf-8"))
+        self.users = 900
+        self.gap = short * margins["z"] * margins["spread"]["retrieval"] / self.users**0.5
+        self.ran = []
+
+    def figures(self, roots, seed):
+        found = {name: np.full(self.users, 0.5) for name in (*system.FIGURES, "popularity")}
+        found["final"] = found["final"] + 0.1
+        if roots[0] != REFERENCE:
+            self.ran.append(seed)
+            found["retrieval"] = found["retrieval"] - self.gap
+        return found
+
+
+@pytest.mark.parametrize(
+    ("short", "red", "ran"),
+    [(0.1, False, [0]), (0.5, False, [0, 1]), (0.8, True, [0, 1]), (1.2, True, [0])],
+)
+def test_in_doubt_a_part_runs_with_both_seeds_of_the_verdict(tmp_path, short, red, ran):
+    """Over two runs chance explains less: what the verdict is red for, one run may not show."""
+    trials = Drawn(tmp_path, short)
+    assert [f.name for f in trials.outcome([tmp_path, SRC]).reds] == ["retrieval"] * red
+    assert trials.ran == ran

@@ -24,6 +24,7 @@ from typing import Any
 
 from harness import catalog, culprit, system
 from harness.paths import REFERENCE, ROOT, SRC
+from reference_tests.integration import costs
 from reference_tests.strength import catalogue
 
 RESULTS = Path(__file__).with_name("results.json")
@@ -173,11 +174,8 @@ class Judge:
         self.place.cleanup()
 
     def runs(self, roots: Sequence[Path]) -> list[dict[str, Any]]:
-        """Figures of both seeds; the cold start has one."""
-        found = [self.trials.figures(roots, seed) for seed in system.SEEDS]
-        for figures in found[1:]:
-            figures.pop("cold")
-        return found
+        """Figures of both seeds."""
+        return [self.trials.figures(roots, seed) for seed in system.SEEDS]
 
     def verdict(self, roots: Sequence[Path]) -> system.Verdict:
         """What `system.verdict` finds; the reference's figures are not made anew for each."""
@@ -188,7 +186,7 @@ class Judge:
                 place = Path(tempfile.mkdtemp(dir=self.folder))
                 what = [*system.WORK, system.SERVICE]
                 with culprit.Trials(self.job, place, what=what) as trials:
-                    made.findings += trials.costs(roots)
+                    made.findings += trials.costs(roots, rounds=system.ROUNDS)
         except (system.CandidateError, system.Unfit) as error:
             made.findings.append(system.failed("runs", error))
         made.seconds = time.monotonic() - begin
@@ -437,6 +435,21 @@ margins of other worlds ({alarms["folds"]} folds).
 {alarms["red"]} of {alarms["verdicts"]} verdicts were red, counting either pair as the learner's;
 95 % interval {low:.1%} to {high:.1%}. The largest of {len(distances)} distances was
 {max(map(abs, distances)):.1f} standard errors; red begins at {found["z"]:g}.
+
+{costly()}"""
+
+
+def costly() -> str:
+    """How often the reference is red for its costs, beside itself."""
+    found = json.loads(costs.RESULTS.read_text(encoding="utf-8"))
+    low, high = found["interval_95"]
+    largest = ", ".join(f"{name} {ratio:.2f}" for name, ratio in found["largest"].items())
+    idle, busy = found["load"]
+    return f"""`{found["made_by"]}`: the reference timed beside itself,
+on {found["cores"]} cores with a load of {idle:g} to {busy:g}, {found["date"]}. {found["red"]} of \
+{found["verdicts"]} verdicts were red,
+95 % interval {low:.1%} to {high:.1%}. The largest ratios: {largest}; red begins above
+{system.RATIO:g}, and what is up to twice that is measured {system.MORE} times as often first.
 """
 
 

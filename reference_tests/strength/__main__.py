@@ -29,7 +29,7 @@ RESULTS = REFERENCE_TESTS / "strength" / "results"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure the katas asked for; 0 if each holds what DESIGN asks, 1 if not."""
+    """Measure the katas asked for; 0 if each holds what is asked of it, 1 if not."""
     args = parser().parse_args(argv)
     if args.table:
         table.write([stored(kata) for kata in catalog.load()])

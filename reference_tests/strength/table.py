@@ -1,4 +1,4 @@
-"""The strength of the specs as a table, and what is asked of them (DESIGN, section 5)."""
+"""The strength of the specs as a table, and what is asked of them."""
 
 from __future__ import annotations
 

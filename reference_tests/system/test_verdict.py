@@ -4,6 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -191,3 +192,28 @@ def test_a_wait_in_each_step_of_the_loop_is_one_too_many():
     assert system.waits(few | {"syncs": 4.1}, few).good  # lookups that ask for a size
     assert not system.waits(few | {"syncs": 1.1, "loop_syncs": 1.1}, few).good
     assert not system.waits(few | {"syncs": 30.1}, few).good
+
+
+@pytest.mark.parametrize(
+    ("ratios", "red", "rounds"),
+    [
+        ([1.1] * 21, False, 7),
+        ([2.0] * 7 + [1.0] * 14, False, 14),  # something else ran at first
+        ([1.0, 2.0, 2.0] * 7, True, 21),
+        ([5.0] * 21, True, 7),
+    ],
+)
+def test_a_cost_that_is_too_high_is_measured_again(monkeypatch, ratios, red, rounds):
+    """What is far too high need not be, and what is as it should be need not either."""
+
+    class Quiet:
+        def ask(self, what, **request):
+            return 0
+
+    mine, theirs = Quiet(), Quiet()
+    taken = iter(ratios)
+    monkeypatch.setattr(system, "cost", lambda side, *_: next(taken) if side is mine else 1.0)
+    world = SimpleNamespace(user_ids=np.arange(3))
+    job = SimpleNamespace(path="job", dataset=world)
+    (found,) = system.speed(mine, theirs, job, "cpu", [np.zeros((3, 1))] * 2, what=["encode"])
+    assert (found.good is False) is red and len(found.detail["rounds"]) == rounds
