@@ -7,8 +7,10 @@ import os
 import sys
 import tempfile
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -100,101 +102,95 @@ def loaders(data: Any, examples: int, batch_size: int) -> dict[str, DataLoader]:
     }
 
 
-def measure(args: argparse.Namespace) -> list[str]:
-    """A line for each way to feed the same model, and for RecBole's where it is installed."""
-    from recsys import pipeline
-    from recsys.training import loop
+class Contestants:
+    """Ways to train the same model on the first `examples`; each call of one is an epoch.
 
-    dataset, split, settings, data = retrieval_data(args)
-    batch_size = settings["fit"]["batch_size"]
-    steps = min(STEPS, len(data.positions) // batch_size)
-    examples = steps * batch_size
-    fit = loop.FitConfig(**settings["fit"] | {"epochs": 1})
+    Args:
+        settings: of retrieval. data: what the pipeline makes of the training rows for them.
+    """
 
-    def model() -> tuple[Any, Any]:
+    def __init__(self, settings: Mapping[str, Any], data: Any, device: torch.device) -> None:
+        from recsys import pipeline
+        from recsys.training import loop
+
+        self.pipeline, self.loop = pipeline, loop
+        self.settings, self.data, self.device = settings, data, device
+        self.fit = loop.FitConfig(**settings["fit"] | {"epochs": 1})
+        self.steps = min(STEPS, len(data.positions) // self.fit.batch_size)
+        self.examples = self.steps * self.fit.batch_size
+
+    def model(self) -> tuple[Any, Any]:
+        """A fresh one, and its loss."""
         torch.manual_seed(0)
-        network = pipeline.build_retrieval(data, settings).to(args.device).train()
-        return network, pipeline.retrieval_loss(data, settings)
+        network = self.pipeline.build_retrieval(self.data, self.settings).to(self.device).train()
+        return network, self.pipeline.retrieval_loss(self.data, self.settings)
 
-    def ours() -> Callable[[], Any]:
-        network, loss = model()
-        return lambda: loop.fit(network, loss, examples, data.example_batch, fit)
+    def ours(self) -> Callable[[], Any]:
+        """`fit`, which slices columns."""
+        network, loss = self.model()
+        make = self.data.example_batch
+        return lambda: self.loop.fit(network, loss, self.examples, make, self.fit)
 
-    def with_loader(loader: DataLoader) -> Callable[[], Any]:
-        network, loss = model()
-        optimizer = loop.make_optimizer(network, lr=fit.lr, weight_decay=fit.weight_decay)
+    def with_loader(self, loader: DataLoader) -> Callable[[], Any]:
+        """The same steps on what a `DataLoader` gives."""
+        network, loss = self.model()
+        fit, train_step = self.fit, self.loop.train_step
+        optimizer = self.loop.make_optimizer(network, lr=fit.lr, weight_decay=fit.weight_decay)
 
         def run() -> None:
             for batch in loader:
-                batch = {name: column.to(args.device) for name, column in batch.items()}
-                loop.train_step(network, loss, optimizer, [batch],
-                                max_grad_norm=fit.max_grad_norm)  # fmt: skip
+                batch = {name: column.to(self.device) for name, column in batch.items()}
+                train_step(network, loss, optimizer, [batch], max_grad_norm=fit.max_grad_norm)
 
         return run
 
-    def loading(loader: DataLoader) -> Callable[[], Any]:
-        return lambda: [None for _ in loader]
+    def slicing(self) -> None:
+        """Our batches alone."""
+        size = self.fit.batch_size
+        order = self.loop.index_batches(self.examples, size, seed=0, epoch=0, device=self.device)
+        for index in order:
+            self.data.example_batch(index)
 
-    def slicing() -> None:
-        for index in loop.index_batches(examples, batch_size, seed=0, epoch=0, device=args.device):
-            data.example_batch(index)
 
+def measure(args: argparse.Namespace) -> list[str]:
+    """A line for each way to feed the same model, and for RecBole's where it is installed."""
+    dataset, split, settings, data = retrieval_data(args)
+    made = Contestants(settings, data, args.device)
+    examples, steps, batch_size = made.examples, made.steps, made.fit.batch_size
     fed = loaders(data, examples, batch_size)
-    contestants = {"ours, `fit` on columns": ours()}
-    contestants |= {name: with_loader(loader) for name, loader in fed.items()}
+    first = "ours, `fit` on columns"
+    contestants = {first: made.ours()}
+    contestants |= {name: made.with_loader(loader) for name, loader in fed.items()}
     sizes = dict.fromkeys(contestants, examples)
-    absent = []
     with tempfile.TemporaryDirectory() as folder:
-        if find_spec("recbole") is None:
-            absent.append("RecBole is not installed.")
-        else:
-            for name, (options, number) in RECBOLE.items():
-                label = f"RecBole {name}" + "".join(f" ({v})" for v in options.values())
-                epoch = recbole(
-                    name,
-                    options,
-                    dataset,
-                    split,
-                    settings,
-                    min(steps, number) * batch_size,
-                    Path(folder),
-                    args.device,
-                )
-                contestants[label], sizes[label] = epoch
+        for name, (options, number) in RECBOLE.items() if find_spec("recbole") else ():
+            label = f"RecBole {name}" + "".join(f" ({v})" for v in options.values())
+            size = min(steps, number) * batch_size
+            contestants[label], sizes[label] = recbole(
+                name, options, dataset, split, settings, size, Path(folder), args.device
+            )
         times = in_turns(contestants, args.rounds, args.device)
-    batches = in_turns(
-        {"ours": slicing} | {name: loading(loader) for name, loader in fed.items()},
-        args.rounds,
-        args.device,
-    )
-    first = next(iter(times))
+    alone: dict[str, Callable[[], Any]] = {first: made.slicing}
+    alone |= {name: partial(deque, loader, 0) for name, loader in fed.items()}
+    batches = in_turns(alone, args.rounds, args.device)
     rows = []
     for name, each in times.items():
-        alone = batches.get("ours" if name == first else name)
-        share = sizes[name] / examples
         compared = ratios(each.own(args.device), times[first].own(args.device))
         rows.append([
             name,
             spread([sizes[name] / seconds for seconds in each.cpu], digits=0),
             spread([sizes[name] / seconds for seconds in each.wall], digits=0),
-            spread(compared, 1 / share, 2),
-            spread(alone.cpu, 1e3 / steps, 2) if alone else "",
+            spread(compared, examples / sizes[name], 2),
+            spread(batches[name].cpu, 1e3 / steps, 2) if name in batches else "",
         ])  # fmt: skip
-    head = [
-        "",
-        "examples per CPU second",
-        "per second",
-        "time an example, x ours",
-        "batches alone, ms",
-    ]
-    return [
+    head = ["", "examples per CPU second", "per second", "time an example, x ours",
+            "batches alone, ms"]  # fmt: skip
+    about = (
         f"{examples:,} examples of {dataset.name} in batches of {batch_size:,}, dim "
-        f"{settings['dim']}, history {settings['max_history']}.",
-        "",
-        *table(head, rows),
-        *([""] if absent else []),
-        *absent,
-    ]
+        f"{settings['dim']}, history {settings['max_history']}."
+    )
+    absent = [] if find_spec("recbole") else ["", "RecBole is not installed."]
+    return [about, "", *table(head, rows), *absent]
 
 
 @contextmanager
