@@ -267,6 +267,8 @@ def recbole(
         loader, _, _ = data_preparation(config, create_dataset(config))
         model = get_model(name)(config, loader.dataset)
         trainer = get_trainer(config["MODEL_TYPE"], name)(config, model)
+    # importing its sequence models switches on a search for NaN, which makes everybody slow
+    torch.autograd.set_detect_anomaly(False)
 
     def run() -> None:
         with warnings.catch_warnings():
