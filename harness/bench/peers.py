@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import random
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -245,6 +246,44 @@ def sasrec(known: Known, seed: int, settings: Mapping[str, Any]) -> Scores:
     return scores
 
 
+def core(known: Known, seed: int, settings: Mapping[str, Any]) -> Scores:
+    """CORE of RecBole with the mean of a history (Hou et al. 2022), the full softmax."""
+    import torch
+
+    from harness.bench.recbole import build
+
+    torch.manual_seed(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        built = build(
+            "CORE",
+            known.user,
+            known.item,
+            {
+                "dnn_type": "ave",
+                "embedding_size": settings["factors"],
+                "sess_dropout": settings["dropout"],
+                "item_dropout": settings["dropout"],
+                "MAX_ITEM_LIST_LENGTH": settings["history"],
+                "learning_rate": settings["lr"],
+                "train_batch_size": 1024,
+            },
+            Path(folder),
+        )
+        for _ in range(settings["epochs"]):
+            built.epoch()
+    own = np.zeros(known.num_items, dtype=np.int64)  # RecBole's id of an item; 0 for none
+    there = np.unique(known.item)
+    own[there] = built.dataset.token2id("item_id", there.astype(str))
+    last = np.zeros((known.num_users, settings["history"]), dtype=np.int64)
+    for user, items in enumerate(np.split(own[known.item], known.seen[1][1:-1])):
+        recent = items[-settings["history"] :]
+        last[user, : len(recent)] = recent  # the oldest first, padded behind
+    with torch.no_grad():
+        given = {"item_id_list": torch.from_numpy(last)}
+        scores = built.model.eval().full_sort_predict(given).numpy()
+    return np.where(own > 0, scores[:, own], -1e9)
+
+
 PEERS = (
     Peer("popularity", popularity),
     Peer(
@@ -292,6 +331,19 @@ PEERS = (
             "epochs": [10, 20, 40],
         },
         ("lightfm-next",),
+        True,
+    ),
+    Peer(
+        "CORE, mean of the history",
+        core,
+        {
+            "factors": [64, 128],
+            "dropout": [0.2, 0.4, 0.6],
+            "history": [10, 20, 50],
+            "lr": [1e-3, 3e-3],
+            "epochs": [10, 20, 40],
+        },
+        ("recbole",),
         True,
     ),
     Peer(

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 import tempfile
-import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
+from harness.bench.recbole import PAIRWISE, build
 from harness.bench.speed import in_turns, ratios, retrieval_data, spread, table
 
 STEPS = 8  # of a batch, in a round
@@ -193,17 +189,6 @@ def measure(args: argparse.Namespace) -> list[str]:
     return [about, "", *table(head, rows), *absent]
 
 
-@contextmanager
-def inside(folder: Path) -> Iterator[None]:
-    """Work in `folder`, which is where RecBole leaves its logs."""
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
-
-
 def recbole(
     name: str,
     options: dict[str, Any],
@@ -214,65 +199,27 @@ def recbole(
     folder: Path,
     device: torch.device,
 ) -> tuple[Callable[[], Any], int]:
-    """An epoch of a RecBole model by its own loader and trainer, and how many examples it has."""
-    removed = {"float_": np.float64, "complex_": np.complex128, "unicode_": np.str_}
-    for old, new in removed.items():  # RecBole 1.2.1 asks NumPy 2 for names that it dropped
-        if old not in vars(np):
-            setattr(np, old, new)
-    with warnings.catch_warnings(), mock.patch.object(sys, "argv", ["kata"]), inside(folder):
-        warnings.simplefilter("ignore")
-        from recbole.config import Config
-        from recbole.data import create_dataset, data_preparation
-        from recbole.utils import get_model, get_trainer
-
-        sequential = name != "DSSM"
-        rows = split.train
-        # a user's first row is no target of a sequence model
-        place = np.cumsum(np.r_[True, np.diff(dataset.user[rows]) != 0])
-        count = np.searchsorted(np.arange(1, len(rows) + 1) - place, examples) + 1
-        rows = rows[: count if sequential else examples]
-        (folder / name).mkdir(exist_ok=True)
-        lines = ["user_id:token\titem_id:token\tlabel:float\ttimestamp:float"]
-        columns = (dataset.user[rows], dataset.item[rows], dataset.rating[rows] >= 4, rows)
-        lines += [f"{u}\t{i}\t{int(good)}\t{n}" for u, i, good, n in zip(*columns, strict=True)]
-        (folder / name / f"{name}.inter").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        config = Config(
-            model=name,
-            dataset=name,
-            config_dict={
-                "data_path": str(folder),
-                "checkpoint_dir": str(folder),
-                "use_gpu": device.type == "cuda",
-                "show_progress": False,
-                "state": "ERROR",
-                "embedding_size": settings["dim"],
-                "hidden_size": settings["dim"],
-                "inner_size": 4 * settings["dim"],
-                "mlp_hidden_size": [*settings["hidden_dims"], settings["dim"]],
-                "MAX_ITEM_LIST_LENGTH": settings["max_history"],
-                "train_batch_size": settings["fit"]["batch_size"],
-                "train_neg_sample_args": None,
-                "LABEL_FIELD": "label",
-                "load_col": {"inter": ["user_id", "item_id", "label", "timestamp"]},
-                "eval_args": {
-                    "split": {"RS": [1, 0, 0]},
-                    "group_by": None,
-                    "order": "TO" if sequential else "RO",
-                    "mode": "full" if sequential else "labeled",
-                },
-                **({} if sequential else {"metrics": ["AUC"], "valid_metric": "AUC"}),
-                **options,
-            },
-        )
-        loader, _, _ = data_preparation(config, create_dataset(config))
-        model = get_model(name)(config, loader.dataset)
-        trainer = get_trainer(config["MODEL_TYPE"], name)(config, model)
-    # importing its sequence models switches on a search for NaN, which makes everybody slow
-    torch.autograd.set_detect_anomaly(False)
-
-    def run() -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            trainer._train_epoch(loader, 0, show_progress=False)
-
-    return run, len(loader.dataset)  # augmented: a row for each target
+    """An epoch of a RecBole model of the size of ours, and how many examples it has."""
+    rows = split.train
+    # a user's first row is no target of a sequence model
+    place = np.cumsum(np.r_[True, np.diff(dataset.user[rows]) != 0])
+    count = np.searchsorted(np.arange(1, len(rows) + 1) - place, examples) + 1
+    rows = rows[: examples if name in PAIRWISE else count]
+    built = build(
+        name,
+        dataset.user[rows],
+        dataset.item[rows],
+        {
+            "embedding_size": settings["dim"],
+            "hidden_size": settings["dim"],
+            "inner_size": 4 * settings["dim"],
+            "mlp_hidden_size": [*settings["hidden_dims"], settings["dim"]],
+            "MAX_ITEM_LIST_LENGTH": settings["max_history"],
+            "train_batch_size": settings["fit"]["batch_size"],
+            **options,
+        },
+        folder,
+        label=dataset.rating[rows] >= 4,
+        device=device.type,
+    )
+    return built.epoch, len(built.loader.dataset)  # augmented: a row for each target
