@@ -43,6 +43,7 @@ GRID: Mapping[str, Sequence[Any]] = {
     "fit.lr": [0.001, 0.002, 0.003, 0.005],
     "fit.weight_decay": [0.0, 0.01, 0.1, 0.3],
 }
+CONFIGURED = "{}"
 SEEDS = (0, 1)
 LENGTH = 100  # of the lists
 SHOWN = 10  # settings in the table
@@ -124,6 +125,7 @@ class Search:
 
     Attributes:
         tried: settings, as JSON, to their trials by seed.
+        asked: settings that `next` gave already.
     """
 
     def __init__(self, config: dict[str, Any], seed: int = 0) -> None:
@@ -144,7 +146,7 @@ class Search:
     def next(self) -> tuple[str, int]:
         """Settings that were not asked for before, beside the best so far, with the first seed."""
         best = json.loads(self.whole[0]) if self.whole else {}
-        key = json.dumps({}) if not self.asked else None
+        key = None if self.asked else CONFIGURED
         while key is None or key in self.asked:
             drawn = neighbour(best, self.draw)
             new = {n: v for n, v in drawn.items() if changed(self.config, {n: v}) != self.config}
@@ -157,7 +159,8 @@ class Search:
         self.tried.setdefault(key, {})[seed] = trial
         if seed == SEEDS[-1]:
             return None
-        better = not self.whole or self.value(key, [seed]) > self.value(self.whole[0], [seed])
+        first = key == CONFIGURED or not self.whole  # the others are compared with the first
+        better = first or self.value(key, [seed]) > self.value(self.whole[0], [seed])
         return (key, SEEDS[SEEDS.index(seed) + 1]) if better else None
 
 
@@ -209,11 +212,11 @@ def words(key: str) -> str:
 
 def line(search: Search, key: str) -> str:
     """A row of the table."""
-    trials, configured = ([search.tried[k][seed] for seed in SEEDS] for k in (key, "{}"))
+    trials, configured = ([search.tried[k][seed] for seed in SEEDS] for k in (key, CONFIGURED))
     cells = [words(key), f"{search.value(key):.4f}"]
     change = np.mean([a.ndcg - b.ndcg for a, b in zip(trials, configured, strict=True)], axis=0)
     low, high = evaluator.bootstrap_interval(change)
-    cells.append(f"{change.mean():+.4f} [{low:+.4f}, {high:+.4f}]" if key != "{}" else "")
+    cells.append(f"{change.mean():+.4f} [{low:+.4f}, {high:+.4f}]" if key != CONFIGURED else "")
     cells.append(f"{np.mean([trial.recall for trial in trials]):.3f}")
     cells.append(f"{np.mean([trial.seconds for trial in trials]):.0f}")
     return f"| {' | '.join(cells)} |"
@@ -223,7 +226,7 @@ def main(args: argparse.Namespace) -> int:
     """Search, print the best settings, and write the table if `--out` names a file."""
     dataset, _, split = peers.prepare(args)
     search, spent = searched(args)
-    shown = [key for key in search.whole[:SHOWN] if key != "{}"]
+    shown = [key for key in search.whole[:SHOWN] if key != CONFIGURED]
     lines = [
         f"{dataset.name}, ties {split.ties}: retrieval's NDCG@10 on each user's last training "
         f"rows, mean over users and {len(SEEDS)} seeds; change with its 95 % interval over users, "
@@ -233,7 +236,7 @@ def main(args: argparse.Namespace) -> int:
         "",
         "| settings | NDCG@10 | change | recall@100 | CPU s a fit |",
         "| --- | --- | --- | --- | ---: |",
-        *(line(search, key) for key in ["{}", *shown]),
+        *(line(search, key) for key in [CONFIGURED, *shown]),
     ]
     print("\n".join(lines))
     if args.out:

@@ -262,6 +262,14 @@ def test_what_is_better_gets_a_second_seed_and_is_then_searched_around():
     assert kept == list(json.loads(best))
 
 
+def test_what_is_configured_gets_its_second_seed_though_another_was_faster_and_is_better():
+    search = tune.Search(CONFIG | dict.fromkeys(tune.GRID))
+    (first, _), (other, _) = search.next(), search.next()
+    assert search.told(other, 0, found(0.3)) == (other, 1)
+    assert search.told(other, 1, found(0.3)) is None
+    assert search.told(first, 0, found(0.1)) == (first, 1)
+
+
 def test_settings_are_put_into_the_configuration():
     assert tune.changed(CONFIG, {"dim": 8, "fit.lr": 1}) == {
         "dim": 8, "fit": {"lr": 1, "epochs": 15}
