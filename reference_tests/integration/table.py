@@ -447,8 +447,8 @@ def costly() -> str:
     idle, busy = found["load"]
     return f"""`{found["made_by"]}`: the reference timed beside
 itself, on {found["cores"]} cores with a load of {idle:g} to {busy:g}, {found["date"]}.
-{found["red"]} of {found["verdicts"]} verdicts were red, 95 % interval {low:.1%} to {high:.1%}. The largest ratios:
-{largest}. Red begins above {system.RATIO:g},
+{found["red"]} of {found["verdicts"]} verdicts were red, 95 % interval {low:.1%} to {high:.1%}.
+The largest ratios: {largest}. Red begins above {system.RATIO:g},
 and what is up to twice that is measured {system.MORE} times as often before.
 """
 
