@@ -180,10 +180,9 @@ def work(key: str, seed: int) -> Trial:
     return _judge.trial(json.loads(key), seed)
 
 
-def searched(args: argparse.Namespace) -> tuple[Search, float]:
+def searched(args: argparse.Namespace, config: dict[str, Any]) -> tuple[Search, float]:
     """Search until the CPU seconds are spent, on two cores at most; how many were."""
-    _, config, _ = peers.prepare(args)
-    search, spent = Search(config["retrieval"]), 0.0
+    search, spent = Search(config), 0.0
     jobs = min(2, os.cpu_count() or 1)
     fresh = get_context("spawn")  # a fork of a process that has used torch can hang
     running: dict[Future[Trial], tuple[str, int]] = {}
@@ -224,8 +223,8 @@ def line(search: Search, key: str) -> str:
 
 def main(args: argparse.Namespace) -> int:
     """Search, print the best settings, and write the table if `--out` names a file."""
-    dataset, _, split = peers.prepare(args)
-    search, spent = searched(args)
+    dataset, config, split = peers.prepare(args)
+    search, spent = searched(args, config["retrieval"])
     shown = [key for key in search.whole[:SHOWN] if key != CONFIGURED]
     lines = [
         f"{dataset.name}, ties {split.ties}: retrieval's NDCG@10 on each user's last training "
